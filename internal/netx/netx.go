@@ -1,0 +1,54 @@
+// Package netx is every listen and every dial of the process. Production code
+// uses Host, worlds in tests use memnet; nothing else in the tree calls
+// net.Dial or net.Listen.
+//
+// It must not know what is spoken over a connection.
+package netx
+
+import (
+	"context"
+	"net"
+	"syscall"
+)
+
+// Net is a network as one machine sees it.
+type Net interface {
+	// Dial connects to address on network "tcp", "tcp4", "tcp6" or "unix".
+	// control, if not nil, sees each resolved address just before it is
+	// connected to and may refuse it: policies judge the address, not the name.
+	Dial(ctx context.Context, network, address string, control Control) (net.Conn, error)
+
+	// Listen listens on network "tcp", "tcp4", "tcp6" or "unix".
+	Listen(ctx context.Context, network, address string) (net.Listener, error)
+}
+
+// Control judges a resolved address ("ip:port", or a path) before it is
+// connected to; its error ends the dial.
+type Control func(network, address string) error
+
+// CloseWriter is a connection whose writing direction can end on its own, as
+// TCP's can (half-close, RFC 9293 section 3.6).
+type CloseWriter interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// Host is the machine's own network. The zero Host is ready.
+type Host struct{}
+
+// Dial implements Net.
+func (Host) Dial(ctx context.Context, network, address string, control Control) (net.Conn, error) {
+	var d net.Dialer
+	if control != nil {
+		d.ControlContext = func(_ context.Context, network, address string, _ syscall.RawConn) error {
+			return control(network, address)
+		}
+	}
+	return d.DialContext(ctx, network, address)
+}
+
+// Listen implements Net.
+func (Host) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	var lc net.ListenConfig
+	return lc.Listen(ctx, network, address)
+}
