@@ -349,16 +349,23 @@ func (d *dataConn) sendFrom(src net.Conn, prefix, head []byte) error {
 			return err
 		}
 	}
+	return d.sendAccepted(src, nil)
+}
+
+// sendAccepted sends all of src as the stream until src ends, and then our end.
+// accept, a frame header or nothing, goes out with the first bytes.
+func (d *dataConn) sendAccepted(src net.Conn, accept []byte) error {
 	from := netx.NewSource(src)
 	for {
 		b, err := from.Next()
 		if err == io.EOF {
-			return d.sendEnd(nil)
+			return d.sendEnd(accept)
 		}
 		if err != nil {
 			return err
 		}
-		err = d.sendBuffer(b, from)
+		err = d.sendBuffer(b, accept, from)
+		accept = nil
 		b.Return()
 		if err != nil {
 			return err
@@ -366,12 +373,14 @@ func (d *dataConn) sendFrom(src net.Conn, prefix, head []byte) error {
 	}
 }
 
-// sendBuffer sends the buffer's content as one data frame, without a copy.
-func (d *dataConn) sendBuffer(b *netx.Buffer, from *netx.Source) error {
+// sendBuffer sends a frame header (or nothing) and the buffer's content as one
+// data frame, without a copy.
+func (d *dataConn) sendBuffer(b *netx.Buffer, before []byte, from *netx.Source) error {
 	n := len(b.Bytes())
 	var h [headerLen]byte
 	putHeader(h[:], frameData, n)
 	b.Prepend(h[:])
+	b.Prepend(before)
 	d.bytesOut.Add(int64(n))
 	if d.kind == Handoff {
 		return netx.WriteFrom(from, d.raw, b.Bytes())
@@ -415,14 +424,18 @@ func (d *dataConn) sendEnd(prefix []byte) error {
 // reset closes the connection so that the peer sees that a stream was cut.
 func (d *dataConn) reset() { netx.Reset(d.raw) }
 
-// next prepares for another stream. It reports whether the connection may be
+// reusable reports whether the connection may be
 // used again: both directions have ended and nothing unexpected is left.
 func (d *dataConn) reusable() bool {
 	d.giveBack()
 	return d.ended && d.sent && d.frame == 0
 }
 
-func (d *dataConn) renew() { d.ended, d.sent = false, false }
+func (d *dataConn) renew() {
+	d.ended, d.sent = false, false
+	d.bytesIn.Store(0)
+	d.bytesOut.Store(0)
+}
 
 // asError finds our error type in err's tree.
 func asError(err error) (*webgw.Error, bool) { return errors.AsType[*webgw.Error](err) }

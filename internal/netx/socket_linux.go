@@ -1,0 +1,56 @@
+package netx
+
+import (
+	"net"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Alive reports whether an idle connection is still open as far as this
+// machine knows: the peer has neither ended it nor sent anything. Connections
+// without a descriptor count as alive.
+func Alive(c net.Conn) bool {
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return true
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return false
+	}
+	alive := false
+	err = raw.Control(func(fd uintptr) {
+		var b [1]byte
+		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		alive = err == unix.EAGAIN
+	})
+	return alive && err == nil
+}
+
+// silence is how long a peer may leave keep-alive probes unanswered before an
+// idle connection counts as lost. TCP_USER_TIMEOUT is not used: it also ends a
+// connection whose receiver is merely slow (its window stays at zero).
+const silence = 15 * time.Second
+
+// TuneLong prepares a connection that lives long and crosses the internet:
+// lost peers are noticed, and BBR (if the kernel has it) keeps it fast under
+// loss. On paths without delay, BBR's pacing only costs. What the kernel
+// refuses stays at its default.
+func TuneLong(c net.Conn) {
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: silence / 3, Interval: silence / 3, Count: 2})
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return
+	}
+	raw.Control(func(fd uintptr) {
+		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil && info.Rtt > 2000 {
+			unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "bbr")
+		}
+	})
+}

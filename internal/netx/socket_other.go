@@ -1,0 +1,12 @@
+//go:build !linux
+
+package netx
+
+import "net"
+
+// Alive reports whether an idle connection is still open as far as this
+// machine knows; here it can't be known.
+func Alive(net.Conn) bool { return true }
+
+// TuneLong prepares a connection that lives long and crosses the internet.
+func TuneLong(net.Conn) {}

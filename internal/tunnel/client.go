@@ -1,0 +1,580 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"webgw.dev/webgw"
+	"webgw.dev/webgw/internal/ident"
+	"webgw.dev/webgw/internal/netx"
+)
+
+// Timing and limits of the node's end.
+const (
+	dialTimeout    = 5 * time.Second
+	backoffMin     = 200 * time.Millisecond
+	backoffMax     = 10 * time.Second
+	supersededWait = 30 * time.Second // two processes of one identity must not fight
+	settled        = 10 * time.Second // a session that lasted this long starts the backoff anew
+	connectTimeout = 10 * time.Second
+	maxDialing     = 64   // data connections being dialed at once
+	maxConns       = 8192 // data connections of one session
+	discardBytes   = 256 << 10
+	discardTime    = 10 * time.Second
+)
+
+// Client is the node's end of its session with one gateway: it keeps it up
+// until its context ends.
+type Client struct {
+	Key       ident.Key
+	Gateway   webgw.ID        // the only identity it will talk to
+	Addresses func() []string // host:port, best first; asked before each attempt
+	Net       netx.Net
+	Connect   Connect
+	Event     func(json.RawMessage) // what the gateway tells the node's owner; nil: not asked for
+	Changed   func(State)           // told of each change, in order; may be nil
+	Software  string                // shown to the gateway's farmer
+	Log       *slog.Logger
+	Metrics   *ClientMetrics // shared by a node's clients; nil: not counted
+
+	draining atomic.Bool
+	freed    chan struct{} // capacity 1: a data connection became idle or ended
+
+	mu      sync.Mutex
+	current *attachment
+	conns   map[*dataConn]*connState // every data connection, of this session and earlier ones
+}
+
+type connState struct {
+	a    *attachment
+	idle bool // waits for a request
+}
+
+// Connect judges a request that gateway makes and dials the workload. Its error,
+// a *webgw.Error by preference, is told to the gateway. The returned connection
+// belongs to the tunnel.
+type Connect func(ctx context.Context, gateway webgw.ID, r Request) (net.Conn, error)
+
+// State of a session, as the node sees it.
+type State struct {
+	Up       bool
+	Epoch    uint64
+	Since    time.Time
+	Address  string // where the gateway was reached
+	Draining bool   // the gateway takes no new visitors
+	Err      error  // why it is not up
+}
+
+// ClientMetrics counts what the clients of one node do.
+type ClientMetrics struct {
+	m       *metrics
+	streams prometheus.Gauge
+	dials   *prometheus.CounterVec
+}
+
+// NewClientMetrics makes and registers (unless r is nil) the metrics of the
+// node's end.
+func NewClientMetrics(r prometheus.Registerer) *ClientMetrics {
+	c := &ClientMetrics{
+		m:       newMetrics(r, "node", func() []gauge { return nil }),
+		streams: prometheus.NewGauge(prometheus.GaugeOpts{Name: "webgw_tunnel_node_streams", Help: "Open streams."}),
+		dials:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "webgw_tunnel_dials_total", Help: "Data connections dialed, by kind and result."}, []string{"kind", "result"}),
+	}
+	if r != nil {
+		r.MustRegister(c.streams, c.dials)
+	}
+	return c
+}
+
+// attachment is one session while it lasts.
+type attachment struct {
+	c       *Client
+	addr    string
+	control *tls.Conn
+	epoch   uint64
+	secret  []byte
+	dataTLS *tls.Config
+	dialing chan struct{}
+	count   atomic.Int64
+
+	wmu sync.Mutex // writes on control
+
+	over bool // under c.mu
+}
+
+// Run keeps the session up, with jittered backoff between attempts, until ctx
+// ends; then it closes what is idle and cuts what is still open. Use Drain
+// first to let streams finish.
+func (c *Client) Run(ctx context.Context) error {
+	if c.Metrics == nil {
+		c.Metrics = NewClientMetrics(nil)
+	}
+	c.mu.Lock()
+	c.conns, c.freed = map[*dataConn]*connState{}, make(chan struct{}, 1)
+	c.mu.Unlock()
+	var serving sync.WaitGroup // data connections; added to only by attach, below
+	control, err := c.Key.ClientTLS(c.Gateway, webgw.ALPNTunnel)
+	if err != nil {
+		return err
+	}
+	data, err := ident.Key{}.ClientTLS(c.Gateway, webgw.ALPNData)
+	if err != nil {
+		return err
+	}
+	data.DynamicRecordSizingDisabled = true
+	log := c.Log.With("gateway", c.Gateway.String())
+	pause := backoffMin
+	for {
+		began := time.Now()
+		err := c.attach(ctx, control, data, log, &serving)
+		if ctx.Err() != nil {
+			break
+		}
+		c.changed(State{Err: err})
+		if time.Since(began) > settled {
+			pause = backoffMin
+		}
+		wait := pause/2 + rand.N(pause)
+		if webgw.KindOf(err) == webgw.Taken {
+			wait = supersededWait + rand.N(supersededWait)
+		}
+		pause = min(pause*2, backoffMax)
+		log.Info("session down", "err", err, "retry", wait.Round(time.Millisecond))
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	c.mu.Lock()
+	for d := range c.conns {
+		d.reset()
+	}
+	c.mu.Unlock()
+	serving.Wait()
+	return ctx.Err()
+}
+
+// Drain tells the gateway that no new streams are taken and waits until the
+// open ones have ended or ctx ends.
+func (c *Client) Drain(ctx context.Context) error {
+	c.draining.Store(true)
+	c.mu.Lock()
+	a := c.current
+	c.mu.Unlock()
+	if a != nil {
+		a.send(msgDrain, nil) // an error ends the session, which drains as well
+	}
+	for c.busy() > 0 {
+		select {
+		case <-c.freed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// busy counts the data connections that carry a stream.
+func (c *Client) busy() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.conns {
+		if !s.idle {
+			n++
+		}
+	}
+	return n
+}
+
+func (c *Client) changed(s State) {
+	if c.Changed != nil {
+		c.Changed(s)
+	}
+}
+
+// dial connects to the first address that answers.
+func (c *Client) dial(ctx context.Context, addrs []string) (net.Conn, string, error) {
+	if len(addrs) == 0 {
+		return nil, "", errors.New("no address of the gateway is known")
+	}
+	var errs []error
+	for _, addr := range addrs {
+		one, cancel := context.WithTimeout(ctx, dialTimeout)
+		conn, err := c.Net.Dial(one, "tcp", addr, nil)
+		cancel()
+		if err == nil {
+			return conn, addr, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, "", errors.Join(errs...)
+}
+
+// attach dials, greets and serves one session until it ends.
+func (c *Client) attach(ctx context.Context, controlTLS, dataTLS *tls.Config, log *slog.Logger, serving *sync.WaitGroup) error {
+	raw, addr, err := c.dial(ctx, c.Addresses())
+	if err != nil {
+		return err
+	}
+	defer raw.Close()
+	stop := context.AfterFunc(ctx, func() { raw.Close() })
+	defer stop()
+
+	raw.SetDeadline(time.Now().Add(handshakeTimeout))
+	conn := tls.Client(raw, controlTLS)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return err
+	}
+	if p := conn.ConnectionState().NegotiatedProtocol; p != webgw.ALPNTunnel {
+		return fmt.Errorf("tunnel: %s is no gateway (ALPN %q)", addr, p)
+	}
+	if err := writeMessage(conn, msgHello, hello{webgw.MinProtocol, webgw.Protocol, c.Software, c.Event != nil}); err != nil {
+		return err
+	}
+	t, body, err := readMessage(conn, maxControl)
+	if err != nil {
+		return err
+	}
+	var w welcome
+	switch t {
+	case msgRefuse:
+		return parseRefusal(body)
+	case msgWelcome:
+		if err := json.Unmarshal(body, &w); err != nil {
+			return fmt.Errorf("tunnel: welcome: %w", err)
+		}
+	default:
+		return fmt.Errorf("tunnel: message type %d instead of welcome", t)
+	}
+	if w.Version != webgw.Protocol || len(w.Secret) < 16 {
+		return fmt.Errorf("tunnel: welcome of version %d with a secret of %d bytes", w.Version, len(w.Secret))
+	}
+	raw.SetDeadline(time.Time{})
+	netx.TuneLong(raw)
+
+	a := &attachment{c: c, addr: addr, control: conn, epoch: w.Epoch, secret: w.Secret, dataTLS: dataTLS,
+		dialing: make(chan struct{}, maxDialing)}
+	c.mu.Lock()
+	c.current = a
+	c.mu.Unlock()
+	c.Metrics.m.reconnects.Inc()
+	log.Info("session up", "session", a.epoch, "address", addr)
+	state := State{Up: true, Epoch: a.epoch, Since: time.Now(), Address: addr}
+	c.changed(state)
+
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { a.ping(ctx) })
+	err = a.read(ctx, &wg, serving, state)
+	cancel()
+	raw.Close()
+	c.mu.Lock()
+	c.current = nil
+	c.mu.Unlock()
+	a.closeIdle()
+	wg.Wait()
+	return err
+}
+
+func parseRefusal(body []byte) error {
+	var r refusal
+	if err := json.Unmarshal(body, &r); err != nil {
+		return fmt.Errorf("tunnel: refusal: %w", err)
+	}
+	return r.err("session")
+}
+
+func (a *attachment) send(t messageType, body any) error {
+	a.wmu.Lock()
+	defer a.wmu.Unlock()
+	a.control.SetWriteDeadline(time.Now().Add(silence))
+	err := writeMessage(a.control, t, body)
+	if err != nil {
+		a.control.NetConn().Close()
+	}
+	return err
+}
+
+func (a *attachment) ping(ctx context.Context) {
+	tick := time.NewTicker(pingEvery)
+	defer tick.Stop()
+	if a.c.draining.Load() && a.send(msgDrain, nil) != nil {
+		return
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if a.send(msgPing, nil) != nil {
+				return
+			}
+		}
+	}
+}
+
+// read serves the gateway's messages until the session is lost.
+func (a *attachment) read(ctx context.Context, wg, serving *sync.WaitGroup, state State) error {
+	for {
+		a.control.SetReadDeadline(time.Now().Add(silence))
+		t, body, err := readMessage(a.control, maxControl)
+		if err != nil {
+			if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
+				err = fmt.Errorf("nothing heard from the gateway for %v", silence)
+			}
+			return err
+		}
+		switch t {
+		case msgRefuse:
+			return parseRefusal(body)
+		case msgDemand:
+			var d demand
+			if err := json.Unmarshal(body, &d); err != nil {
+				return fmt.Errorf("tunnel: demand: %w", err)
+			}
+			for range max(0, min(d.Sealed, poolMax)) {
+				wg.Go(func() { a.data(ctx, Sealed, serving) })
+			}
+			for range max(0, min(d.Handoff, poolMax)) {
+				wg.Go(func() { a.data(ctx, Handoff, serving) })
+			}
+		case msgDrain:
+			state.Draining = true
+			a.c.changed(state)
+		case msgEvent:
+			if a.c.Event != nil {
+				a.c.Event(body)
+			}
+		}
+	}
+}
+
+// data dials one data connection and serves streams on it, one after another.
+func (a *attachment) data(ctx context.Context, kind Kind, serving *sync.WaitGroup) {
+	d, err := a.dialData(ctx, kind)
+	if err != nil {
+		a.c.Metrics.dials.WithLabelValues(kind.String(), "failed").Inc()
+		if ctx.Err() == nil {
+			a.c.Log.Debug("data connection not opened", "gateway", a.c.Gateway.String(), "err", err)
+			short := demand{Sealed: 1}
+			if kind == Handoff {
+				short = demand{Handoff: 1}
+			}
+			a.send(msgShort, short) // an error has ended the session
+		}
+		return
+	}
+	a.c.Metrics.dials.WithLabelValues(kind.String(), "ok").Inc()
+	// The rest outlives the session: what is open when it ends carries on.
+	serving.Go(func() {
+		defer a.count.Add(-1)
+		a.serve(context.WithoutCancel(ctx), d)
+	})
+}
+
+func (a *attachment) dialData(ctx context.Context, kind Kind) (*dataConn, error) {
+	if a.count.Add(1) > maxConns {
+		a.count.Add(-1)
+		return nil, errors.New("tunnel: too many data connections")
+	}
+	ok := false
+	defer func() {
+		if !ok {
+			a.count.Add(-1)
+		}
+	}()
+	select {
+	case a.dialing <- struct{}{}:
+		defer func() { <-a.dialing }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	raw, _, err := a.c.dial(ctx, []string{a.addr})
+	if err != nil {
+		return nil, err
+	}
+	fail := func(err error) (*dataConn, error) { raw.Close(); return nil, err }
+	raw.SetDeadline(time.Now().Add(handshakeTimeout))
+	w := newWire(raw, nil)
+	conn := tls.Client(w, a.dataTLS)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return fail(err)
+	}
+	at := attach{version: webgw.Protocol, kind: kind, epoch: a.epoch, node: a.c.Key.ID()}
+	cs := conn.ConnectionState()
+	if at.proof, err = proof(&cs, a.secret, at); err != nil {
+		return fail(err)
+	}
+	if _, err := conn.Write(at.encode()); err != nil {
+		return fail(err)
+	}
+	raw.SetDeadline(time.Time{})
+	netx.TuneLong(raw)
+	d, err := newDataConn(kind, conn, w)
+	if err != nil {
+		return fail(err)
+	}
+	ok = true
+	return d, nil
+}
+
+// park marks d as idle; false if the session is over and it should close.
+func (a *attachment) park(d *dataConn) bool {
+	a.c.mu.Lock()
+	a.c.conns[d] = &connState{a, true}
+	over := a.over
+	a.c.mu.Unlock()
+	a.c.signal()
+	return !over
+}
+
+func (a *attachment) unpark(d *dataConn) {
+	a.c.mu.Lock()
+	a.c.conns[d].idle = false
+	a.c.mu.Unlock()
+}
+
+func (a *attachment) forget(d *dataConn) {
+	a.c.mu.Lock()
+	delete(a.c.conns, d)
+	a.c.mu.Unlock()
+	a.c.signal()
+}
+
+func (c *Client) signal() {
+	select {
+	case c.freed <- struct{}{}:
+	default:
+	}
+}
+
+// closeIdle ends the session's idle connections; those that carry a stream end
+// with it.
+func (a *attachment) closeIdle() {
+	a.c.mu.Lock()
+	defer a.c.mu.Unlock()
+	a.over = true
+	for d, s := range a.c.conns {
+		if s.a == a && s.idle {
+			d.raw.Close()
+		}
+	}
+}
+
+// serve waits for requests on d and carries them out, until d ends.
+func (a *attachment) serve(ctx context.Context, d *dataConn) {
+	defer d.raw.Close()
+	defer a.forget(d)
+	for a.park(d) {
+		r, err := d.awaitRequest()
+		a.unpark(d)
+		if err != nil {
+			return // the gateway let it go, or broke the protocol: either way it is over
+		}
+		a.c.Metrics.streams.Inc()
+		err = a.stream(ctx, d, r)
+		a.c.Metrics.streams.Dec()
+		if err != nil || !d.reusable() {
+			d.reset()
+			return
+		}
+		d.renew()
+	}
+}
+
+// awaitRequest waits for the next request.
+func (d *dataConn) awaitRequest() (Request, error) {
+	t, n, _, err := d.header(true)
+	if err != nil {
+		return Request{}, err
+	}
+	if t != frameOpen {
+		return Request{}, fmt.Errorf("tunnel: frame type %d instead of a request", t)
+	}
+	p, err := d.body(n)
+	if err != nil {
+		return Request{}, err
+	}
+	r := Request{Kind: d.kind}
+	err = d.openFrame(t, toNode, p, &r)
+	r.Kind = d.kind
+	d.giveBack()
+	return r, err
+}
+
+// stream carries out one request.
+func (a *attachment) stream(ctx context.Context, d *dataConn, r Request) error {
+	dialCtx, cancel := context.WithTimeout(ctx, connectTimeout)
+	workload, err := a.c.Connect(dialCtx, a.c.Gateway, r)
+	cancel()
+	if err != nil {
+		a.c.Metrics.m.opened(r.Kind, string(webgw.KindOf(err)), time.Now())
+		return d.refuse(err)
+	}
+	a.c.Metrics.m.opened(r.Kind, "ok", time.Now())
+	defer workload.Close()
+	accept := make([]byte, headerLen)
+	putHeader(accept, frameAccept, 0)
+	if r.Prompt {
+		if err := d.write(accept); err != nil {
+			return err
+		}
+		accept = nil
+	}
+	received := make(chan error, 1)
+	go func() {
+		err := d.recvTo(workload)
+		if err != nil {
+			netx.Reset(workload)
+			d.reset()
+		}
+		received <- err
+	}()
+	err = d.sendAccepted(workload, accept)
+	if err != nil {
+		netx.Reset(workload)
+		d.reset()
+	}
+	return errors.Join(err, <-received)
+}
+
+// refuse answers a request with err, and skips what the gateway has sent for
+// the stream meanwhile.
+func (d *dataConn) refuse(err error) error {
+	f, err := d.sealedFrame(frameRefuse, toGateway, refusalOf(err))
+	if err != nil {
+		return err
+	}
+	d.sent = true
+	if err := d.write(f); err != nil {
+		return err
+	}
+	d.raw.SetReadDeadline(time.Now().Add(discardTime))
+	for n := 0; n < discardBytes; {
+		p, err := d.payload(true)
+		if d.ended {
+			return d.raw.SetReadDeadline(time.Time{})
+		}
+		if err != nil {
+			return err
+		}
+		n += len(p)
+	}
+	return errors.New("tunnel: the gateway kept sending after a refusal")
+}

@@ -1,0 +1,325 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"webgw.dev/webgw"
+	"webgw.dev/webgw/internal/netx"
+)
+
+// Stream is one public connection on its way to a workload, at the gateway's
+// end. It is a net.Conn with half-close for those who speak HTTP on it; those
+// who only pass bytes on use Join, which is cheaper.
+//
+// The request leaves with the first bytes (or with Join, CloseWrite or
+// Accepted), in one packet with them. Whether the node could connect shows in
+// the first Read, Accepted or Join: a refusal is a *webgw.Error.
+type Stream struct {
+	d       *dataConn
+	release func(*dataConn) // back to the pool; nil: it is gone
+
+	wmu     sync.Mutex
+	request *Request // until it is sent
+
+	rmu      sync.Mutex
+	answered bool
+	rest     []byte // received payload that Read has not returned yet
+	readErr  error
+
+	cmu    sync.Mutex
+	closed bool
+}
+
+// Write sends p.
+func (s *Stream) Write(p []byte) (int, error) {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	if s.isClosed() || s.d.sent {
+		return 0, net.ErrClosed
+	}
+	prefix, err := s.takeRequest()
+	if err == nil {
+		err = s.d.sendWith(prefix, p)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// takeRequest returns the frame that asks for the stream, the first time.
+func (s *Stream) takeRequest() ([]byte, error) {
+	if s.request == nil {
+		return nil, nil
+	}
+	r := s.request
+	s.request = nil
+	return s.d.sealedFrame(frameOpen, toNode, r)
+}
+
+// CloseWrite ends the direction to the workload.
+func (s *Stream) CloseWrite() error {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	if s.isClosed() || s.d.sent {
+		return net.ErrClosed
+	}
+	prefix, err := s.takeRequest()
+	if err != nil {
+		return err
+	}
+	return s.d.sendEnd(prefix)
+}
+
+// Accepted waits until the node has connected to the workload, or returns its
+// refusal.
+func (s *Stream) Accepted() error {
+	if err := s.flushRequest(); err != nil {
+		return err
+	}
+	s.rmu.Lock()
+	defer s.rmu.Unlock()
+	return s.answerLocked()
+}
+
+func (s *Stream) flushRequest() error {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	prefix, err := s.takeRequest()
+	if prefix == nil {
+		return err
+	}
+	return s.d.write(prefix)
+}
+
+func (s *Stream) answerLocked() error {
+	if !s.answered && s.readErr == nil {
+		s.readErr = s.d.answer()
+		s.answered = s.readErr == nil
+	}
+	return s.readErr
+}
+
+// answer waits for the node's answer to a request.
+func (d *dataConn) answer() error {
+	t, n, _, err := d.header(true)
+	if err != nil {
+		return &webgw.Error{Op: "open stream", Kind: webgw.Unavailable, Public: "the node's connection was lost", Err: unexpected(err)}
+	}
+	p, err := d.body(n)
+	if err != nil {
+		return err
+	}
+	switch t {
+	case frameAccept:
+		return nil
+	case frameRefuse:
+		var r refusal
+		if err := d.openFrame(t, toGateway, p, &r); err != nil {
+			return err
+		}
+		d.ended = true // a refusal ends the node's direction
+		return r.err("open stream")
+	}
+	return fmt.Errorf("tunnel: frame type %d in answer to a request", t)
+}
+
+// Read returns bytes of the workload, io.EOF after its end.
+func (s *Stream) Read(p []byte) (n int, err error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if err := s.flushRequest(); err != nil {
+		return 0, err
+	}
+	s.rmu.Lock()
+	defer s.rmu.Unlock()
+	if err := s.answerLocked(); err != nil {
+		return 0, err
+	}
+	if len(s.rest) == 0 {
+		if s.rest, err = s.d.payload(true); err != nil {
+			if !errors.Is(err, os.ErrDeadlineExceeded) {
+				s.readErr = err
+			}
+			return 0, err
+		}
+	}
+	n = copy(p, s.rest)
+	s.rest = s.rest[n:]
+	if len(s.rest) == 0 {
+		s.rest = nil
+		s.d.giveBack()
+	}
+	return n, nil
+}
+
+// Close ends the stream as TCP's close does: with an orderly end where
+// everything received has been read, else with a reset. After an orderly end
+// the connection goes back to the pool.
+func (s *Stream) Close() error {
+	s.cmu.Lock()
+	if s.closed {
+		s.cmu.Unlock()
+		return net.ErrClosed
+	}
+	s.closed = true
+	s.cmu.Unlock()
+
+	// Somebody who reads or writes right now can't be waited for: cut.
+	if !s.wmu.TryLock() {
+		return s.cut()
+	}
+	defer s.wmu.Unlock()
+	if !s.rmu.TryLock() {
+		return s.cut()
+	}
+	defer s.rmu.Unlock()
+	d := s.d
+	switch {
+	case s.request != nil: // never asked for: nothing to end
+		d.ended, d.sent = true, true
+	case len(s.rest) > 0 || s.readErr != nil && !d.ended:
+		return s.cut()
+	case !d.sent && d.sendEnd(nil) != nil:
+		return s.cut()
+	case !d.ended:
+		go s.linger()
+		return nil
+	}
+	s.release(d)
+	return nil
+}
+
+func (s *Stream) cut() error {
+	s.d.reset()
+	s.release(nil)
+	return nil
+}
+
+const (
+	lingerTime  = 5 * time.Second
+	lingerBytes = 64 << 10
+)
+
+// linger waits a little for the workload's end after ours.
+func (s *Stream) linger() {
+	d := s.d
+	d.raw.SetReadDeadline(time.Now().Add(lingerTime))
+	var err error
+	if !s.answered {
+		err = d.answer()
+	}
+	for n := 0; err == nil && n < lingerBytes; {
+		var p []byte
+		p, err = d.payload(true)
+		n += len(p)
+	}
+	d.raw.SetReadDeadline(time.Time{})
+	if !d.reusable() {
+		s.cut()
+		return
+	}
+	s.release(d)
+}
+
+func (s *Stream) isClosed() bool {
+	s.cmu.Lock()
+	defer s.cmu.Unlock()
+	return s.closed
+}
+
+// LocalAddr is the gateway's end of the data connection.
+func (s *Stream) LocalAddr() net.Addr { return s.d.raw.LocalAddr() }
+
+// RemoteAddr is the node's end of the data connection.
+func (s *Stream) RemoteAddr() net.Addr { return s.d.raw.RemoteAddr() }
+
+// SetDeadline implements net.Conn.
+func (s *Stream) SetDeadline(t time.Time) error { return s.d.raw.SetDeadline(t) }
+
+// SetReadDeadline implements net.Conn.
+func (s *Stream) SetReadDeadline(t time.Time) error { return s.d.raw.SetReadDeadline(t) }
+
+// SetWriteDeadline implements net.Conn. A sealed stream whose write timed out
+// is broken: part of a TLS record may have left.
+func (s *Stream) SetWriteDeadline(t time.Time) error { return s.d.raw.SetWriteDeadline(t) }
+
+// Join relays visitor and stream until both directions have ended, passing on
+// half-closes, and closes the stream. head was read from the visitor already
+// and goes first. in counts the bytes to the workload, out those to the
+// visitor. A refusal by the node leaves the visitor open for another answer;
+// after any other error the visitor has been reset.
+func (s *Stream) Join(visitor net.Conn, head []byte) (in, out int64, err error) {
+	s.cmu.Lock()
+	s.closed = true // Join owns the stream from here on
+	s.cmu.Unlock()
+
+	d := s.d
+	received := make(chan error, 1)
+	go func() { received <- s.recvJoined(visitor) }()
+
+	prefix, sendErr := s.takeRequest()
+	if sendErr == nil {
+		sendErr = d.sendFrom(visitor, prefix, head)
+	}
+	if sendErr != nil && !errors.Is(sendErr, os.ErrDeadlineExceeded) {
+		netx.Reset(visitor)
+		d.reset()
+	}
+	err = <-received
+	if e, ok := asError(err); ok && d.ended {
+		// Refused. The sender was interrupted, or has ended by itself.
+		if sendErr == nil || errors.Is(sendErr, os.ErrDeadlineExceeded) {
+			visitor.SetReadDeadline(time.Time{})
+			if !d.sent && d.sendEnd(nil) != nil {
+				d.ended = false
+			}
+		}
+		err = e
+	} else if sendErr != nil && (err == nil || errors.Is(err, net.ErrClosed)) {
+		err = sendErr
+	}
+	in, out = d.bytesOut.Load(), d.bytesIn.Load()
+	if !d.reusable() {
+		d.reset()
+		d = nil
+	}
+	s.release(d)
+	return in, out, err
+}
+
+func (s *Stream) recvJoined(visitor net.Conn) error {
+	d := s.d
+	err := d.answer()
+	if err == nil {
+		err = d.recvTo(visitor)
+	}
+	switch {
+	case err == nil:
+	case d.ended && isRefusal(err):
+		visitor.SetReadDeadline(time.Unix(1, 0)) // wakes the sender
+	default:
+		netx.Reset(visitor)
+		d.reset()
+		d.ended = false
+	}
+	return err
+}
+
+func isRefusal(err error) bool { _, ok := asError(err); return ok }
+
+// Progress returns the payload bytes sent to and received from the workload
+// so far.
+func (s *Stream) Progress() (in, out int64) { return s.d.bytesOut.Load(), s.d.bytesIn.Load() }
+
+var (
+	_ netx.CloseWriter = (*Stream)(nil)
+	_ io.ReadWriter    = (*Stream)(nil)
+)
