@@ -37,9 +37,25 @@ func CheckLabel(field, s string) error {
 }
 
 // NormalizeHost brings a host name as people and clients write it into the
-// one form that records hold: lower case, no trailing dot. It checks nothing.
-func NormalizeHost(s string) string {
-	return strings.ToLower(strings.TrimSuffix(s, "."))
+// one form that records hold: lower case, no trailing dot. It checks nothing,
+// and leaves what is not ASCII alone: Unicode has letters whose lower case is
+// an ASCII letter (U+212A, the Kelvin sign), which must not become one.
+func NormalizeHost(s string) string { return lower(strings.TrimSuffix(s, ".")) }
+
+// lower is strings.ToLower for ASCII only.
+func lower(s string) string {
+	for i := range len(s) {
+		if s[i] >= 'A' && s[i] <= 'Z' {
+			b := []byte(s)
+			for j := i; j < len(b); j++ {
+				if b[j] >= 'A' && b[j] <= 'Z' {
+					b[j] += 'a' - 'A'
+				}
+			}
+			return string(b)
+		}
+	}
+	return s
 }
 
 // CheckHost checks that s is a host name in the form that records hold: at
@@ -86,7 +102,10 @@ func checkHost(field, s string, wildcard bool) (string, error) {
 	if len(labels) < 2 && (s != "localhost") {
 		return "", invalid(field, "%q needs at least two labels, as in name.zone", s)
 	}
-	if last := labels[len(labels)-1]; strings.Trim(last, "0123456789") == "" {
+	// inet_aton(3) and browsers take hexadecimal for a number too.
+	last := labels[len(labels)-1]
+	hex, isHex := strings.CutPrefix(last, "0x")
+	if strings.Trim(last, "0123456789") == "" || isHex && strings.Trim(hex, "0123456789abcdef") == "" {
 		return "", invalid(field, "%q ends in a number and would be taken for an address", s)
 	}
 	return s, nil
@@ -95,7 +114,7 @@ func checkHost(field, s string, wildcard bool) (string, error) {
 // Under reports whether host lies strictly below zone, label by label:
 // "evilgent.example" is not under "gent.example".
 func Under(host, zone string) bool {
-	return len(host) > len(zone)+1 && strings.HasSuffix(host, zone) && host[len(host)-len(zone)-1] == '.'
+	return zone != "" && len(host) > len(zone)+1 && strings.HasSuffix(host, zone) && host[len(host)-len(zone)-1] == '.'
 }
 
 // SplitHostPort splits host:port with a numeric port from 1 to 65535.
@@ -115,9 +134,12 @@ func SplitHostPort(s string) (host string, port uint16, err error) {
 // zone and not IPv4-mapped, or a host name. Decimal, octal and short IPv4
 // forms, which resolvers read in their own ways, are refused by checkHost.
 func checkHostPort(field, s string) error {
-	h, _, err := SplitHostPort(s)
+	h, port, err := SplitHostPort(s)
 	if err != nil {
 		return in(field, err)
+	}
+	if one := net.JoinHostPort(h, strconv.Itoa(int(port))); one != s {
+		return invalid(field, "%q: write %s", clip(s, 100), clip(one, 100))
 	}
 	if a, err := netip.ParseAddr(h); err == nil {
 		switch {
@@ -127,7 +149,7 @@ func checkHostPort(field, s string) error {
 			return invalid(field, "%q: write the IPv4 address %s", s, a.Unmap())
 		case a.String() != h:
 			return invalid(field, "%q: write the address as %s", s, a)
-		case a.IsUnspecified() || a.IsMulticast():
+		case a.IsUnspecified() || a.IsMulticast() || a == broadcast:
 			return invalid(field, "%q can't be dialed", s)
 		}
 		return nil
@@ -139,6 +161,8 @@ func checkHostPort(field, s string) error {
 	return err
 }
 
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255}) // RFC 919 section 7
+
 // CheckTargetAddress checks an address as seen from a node: host:port, or
 // unix: and an absolute path.
 func CheckTargetAddress(field, s string) error {
@@ -146,8 +170,8 @@ func CheckTargetAddress(field, s string) error {
 		return invalid(field, "missing")
 	}
 	if path, ok := strings.CutPrefix(s, "unix:"); ok {
-		if !strings.HasPrefix(path, "/") || len(path) > 107 || strings.Contains(path, "/../") || strings.ContainsRune(path, 0) {
-			return invalid(field, "%q must be unix: and an absolute path of at most 107 bytes without ..", clip(s, 120))
+		if !strings.HasPrefix(path, "/") || len(path) > 107 || slices.Contains(strings.Split(path, "/"), "..") || checkText(field, path, 107) != nil {
+			return invalid(field, "%q must be unix: and an absolute path of at most 107 bytes, printable, without ..", clip(s, 120))
 		}
 		return nil
 	}

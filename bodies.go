@@ -1,6 +1,7 @@
 package webgw
 
 import (
+	"encoding/base64"
 	"net/netip"
 	"slices"
 	"time"
@@ -95,8 +96,8 @@ func (n *Network) validate() error {
 		return invalid("ranges", "must hold one range, or one of IPv4 and one of IPv6")
 	}
 	for i, p := range n.Ranges {
-		if !p.IsValid() || p.Masked() != p {
-			return invalid(index("ranges", i), "must be a network prefix with no host bits set")
+		if !p.IsValid() || p.Masked() != p || p.Addr().Is4In6() {
+			return invalid(index("ranges", i), "must be a network prefix with no host bits set, IPv4 not written as IPv6")
 		}
 		if i == 1 && p.Addr().Is4() == n.Ranges[0].Addr().Is4() {
 			return invalid(index("ranges", i), "must be of the other address family than ranges[0]")
@@ -106,10 +107,33 @@ func (n *Network) validate() error {
 		return invalid("members", "more than 4096")
 	}
 	seen := map[netip.Addr]bool{}
+	members := map[[2]string]bool{}
+	keys := map[string]bool{}
 	for i, m := range n.Members {
 		f := index("members", i)
 		if m.ID.IsZero() == (m.Peer == "") {
 			return invalid(f, "must name either id or peer")
+		}
+		if m.Peer != "" {
+			if err := CheckLabel(f+".peer", m.Peer); err != nil {
+				return err
+			}
+		}
+		who := [2]string{m.ID.String(), m.Peer}
+		if members[who] {
+			return invalid(f, "stands twice")
+		}
+		members[who] = true
+		key, err := base64.StdEncoding.Strict().DecodeString(m.WireGuard)
+		if err != nil || len(key) != 32 || base64.StdEncoding.EncodeToString(key) != m.WireGuard {
+			return invalid(f+".wireguard", "must be a public key: base64 of 32 bytes, as wg pubkey prints it")
+		}
+		if keys[m.WireGuard] {
+			return invalid(f+".wireguard", "stands twice")
+		}
+		keys[m.WireGuard] = true
+		if len(m.Addresses) == 0 {
+			return invalid(f+".addresses", "missing")
 		}
 		for j, a := range m.Addresses {
 			if !slices.ContainsFunc(n.Ranges, func(p netip.Prefix) bool { return p.Contains(a) }) {

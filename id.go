@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -49,6 +50,26 @@ func (id ID) Short() string {
 // IsZero reports whether id is the zero value, which is no identity.
 func (id ID) IsZero() bool { return id == ID{} }
 
+// IsWeak reports whether id is a point of small order on the curve (RFC 7748
+// section 7): for such a key anybody can make signatures that verify, so it is
+// nobody's identity. The zero ID is one of them.
+func (id ID) IsWeak() bool {
+	id[31] &= 0x7f // the sign of x
+	return slices.Contains(smallOrder[:], string(id[:]))
+}
+
+// smallOrder holds every encoding of y of the eight points whose order divides
+// the cofactor, non-canonical ones included.
+var smallOrder = [...]string{
+	strings.Repeat("\x00", 32),                   // order 4
+	"\x01" + strings.Repeat("\x00", 31),          // order 1
+	"\xec" + strings.Repeat("\xff", 30) + "\x7f", // order 2: p-1
+	"\xed" + strings.Repeat("\xff", 30) + "\x7f", // p, that is 0
+	"\xee" + strings.Repeat("\xff", 30) + "\x7f", // p+1, that is 1
+	"\x26\xe8\x95\x8f\xc2\xb2\x27\xb0\x45\xc3\xf4\x89\xf2\xef\x98\xf0\xd5\xdf\xac\x05\xd3\xc6\x33\x39\xb1\x38\x02\x88\x6d\x53\xfc\x05", // order 8
+	"\xc7\x17\x6a\x70\x3d\x4d\xd8\x4f\xba\x3c\x0b\x76\x0d\x10\x67\x0f\x2a\x20\x53\xfa\x2c\x39\xcc\xc6\x4e\xc7\xfd\x77\x92\xac\x03\x7a", // order 8
+}
+
 // Compare orders identities by their key bytes.
 func (id ID) Compare(other ID) int { return bytes.Compare(id[:], other[:]) }
 
@@ -58,7 +79,7 @@ func ParseID(s string) (ID, error) {
 	bad := func(rule string) (ID, error) {
 		return ID{}, &Error{Op: "parse identity", Kind: Invalid, Public: fmt.Sprintf("%q is not an identity: %s", clip(s, 80), rule)}
 	}
-	t := strings.ToLower(s)
+	t := lower(s)
 	if !strings.HasPrefix(t, idPrefix) {
 		return bad("it does not start with " + idPrefix)
 	}
@@ -66,7 +87,7 @@ func ParseID(s string) (ID, error) {
 		return bad(fmt.Sprintf("it has %d characters, not %d", len(t), idLen))
 	}
 	raw, err := idEncoding.DecodeString(t[len(idPrefix):])
-	if err != nil {
+	if err != nil || len(raw) != 35 { // the decoder skips line ends
 		return bad("it holds a character outside a–z and 2–7")
 	}
 	id := ID(raw[:32])
@@ -76,13 +97,16 @@ func ParseID(s string) (ID, error) {
 	if id.IsZero() {
 		return bad("it is the zero key")
 	}
+	if id.IsWeak() {
+		return bad("it is a key for which anybody can sign")
+	}
 	return id, nil
 }
 
 // LooksLikeID reports whether s has the prefix and length of an identity, so
 // that callers which accept "a name or an identity" know which error to give.
 func LooksLikeID(s string) bool {
-	return len(s) == idLen && strings.HasPrefix(strings.ToLower(s), idPrefix)
+	return len(s) == idLen && strings.HasPrefix(lower(s), idPrefix)
 }
 
 // MarshalText gives the text form; the zero ID becomes the empty text.

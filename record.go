@@ -171,8 +171,10 @@ func (r *Record) Validate() error {
 	if r.Version > Protocol {
 		return &Error{Kind: Unsupported, Field: "v", Public: fmt.Sprintf("the record needs protocol %d, this release speaks up to %d", r.Version, Protocol), Hint: "upgrade webgw here"}
 	}
-	if _, err := ParseKind(string(r.Kind)); err != nil {
+	if k, err := ParseKind(string(r.Kind)); err != nil {
 		return err
+	} else if k != r.Kind { // its plural
+		return invalid("kind", "write %q", k)
 	}
 	if err := r.Key().validate(); err != nil {
 		return err
