@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"io"
+	"time"
 
 	"github.com/gowebpki/jcs"
 	"github.com/secure-systems-lab/go-securesystemslib/dsse"
@@ -32,19 +33,18 @@ func (s Signed) Envelope() []byte { return s.raw }
 func (s Signed) IsZero() bool { return s.Record == nil }
 
 // Sign validates the record, sets its owner to k, and wraps its canonical JSON
-// (RFC 8785) in a DSSE envelope. Times are cut to whole seconds.
+// (RFC 8785) in a DSSE envelope. Times are cut to whole seconds. What it returns
+// shares nothing with r.
 func (k Key) Sign(r webgw.Record) (Signed, error) {
+	if k.IsZero() {
+		return Signed{}, &webgw.Error{Op: "sign", Kind: webgw.Unauthenticated, Public: "there is no key to sign with"}
+	}
 	r.Owner = k.ID()
-	r.Issued = r.Issued.UTC().Truncate(1e9)
-	r.Expires = r.Expires.UTC().Truncate(1e9)
+	oneTime(&r)
 	if err := r.Validate(); err != nil {
 		return Signed{}, err
 	}
-	plain, err := json.Marshal(&r)
-	if err != nil {
-		return Signed{}, err
-	}
-	payload, err := jcs.Transform(plain)
+	payload, err := canonical(&r)
 	if err != nil {
 		return Signed{}, err
 	}
@@ -53,7 +53,7 @@ func (k Key) Sign(r webgw.Record) (Signed, error) {
 		Payload:     base64.StdEncoding.EncodeToString(payload),
 		Signatures: []dsse.Signature{{
 			KeyID: r.Owner.String(),
-			Sig:   base64.StdEncoding.EncodeToString(ed25519.Sign(k.private, dsse.PAE(PayloadType, payload))),
+			Sig:   base64.StdEncoding.EncodeToString(k.sign(dsse.PAE(PayloadType, payload))),
 		}},
 	})
 	if err != nil {
@@ -62,12 +62,29 @@ func (k Key) Sign(r webgw.Record) (Signed, error) {
 	if len(raw) > webgw.MaxEnvelope {
 		return Signed{}, &webgw.Error{Op: "sign", Kind: webgw.Invalid, Public: "the record is larger than 64 KiB when signed"}
 	}
-	return Signed{&r, raw}, nil
+	return Verify(raw)
+}
+
+// oneTime brings a record's times into the form that is signed: UTC, whole
+// seconds.
+func oneTime(r *webgw.Record) {
+	r.Issued = r.Issued.UTC().Truncate(time.Second)
+	r.Expires = r.Expires.UTC().Truncate(time.Second)
+}
+
+// canonical gives the one spelling of v: RFC 8785 over what encoding/json makes.
+func canonical(v any) ([]byte, error) {
+	plain, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	return jcs.Transform(plain)
 }
 
 // Verify opens an envelope: it must be small, carry exactly one signature, be
-// signed by the record's own owner over canonical JSON without unknown fields,
-// and hold a valid record. Expiry is not judged here (Record.CheckAt).
+// signed by the record's own owner over the one spelling of a valid record,
+// which is what Sign writes. Of the envelope itself, only white space and the
+// order of keys are free. Expiry is not judged here (Record.CheckAt).
 func Verify(raw []byte) (Signed, error) {
 	fail := func(kind webgw.ErrorKind, public string, err error) (Signed, error) {
 		return Signed{}, &webgw.Error{Op: "verify record", Kind: kind, Public: public, Err: err}
@@ -101,11 +118,6 @@ func Verify(raw []byte) (Signed, error) {
 	if !ed25519.Verify(owner[:], dsse.PAE(PayloadType, payload), sig) {
 		return fail(webgw.Unauthenticated, "the signature does not verify", nil)
 	}
-	// One spelling only: duplicate keys and other ways of saying two things to
-	// two parsers are not canonical.
-	if canonical, err := jcs.Transform(payload); err != nil || !bytes.Equal(canonical, payload) {
-		return fail(webgw.Invalid, "the signed record is not canonical JSON (RFC 8785)", err)
-	}
 	var version struct {
 		V int `json:"v"`
 	}
@@ -115,6 +127,24 @@ func Verify(raw []byte) (Signed, error) {
 	var r webgw.Record
 	if err := decodeStrict(payload, &r); err != nil {
 		return fail(webgw.Invalid, "the signed record can't be read: "+err.Error(), err)
+	}
+	// One spelling only. Duplicate keys, keys in another case (which Go's parser
+	// takes for the same), defaults written out, times in other zones: all that
+	// another parser may read in another way comes out differently here. So a
+	// field that a later version adds must be omitted when it is zero.
+	oneTime(&r)
+	if one, err := canonical(&r); err != nil || !bytes.Equal(one, payload) {
+		return fail(webgw.Invalid, "the signed record is not in canonical form (RFC 8785)", err)
+	}
+	// The same for the envelope, whose bytes nobody has signed.
+	env.Payload = base64.StdEncoding.EncodeToString(payload)
+	env.Signatures[0] = dsse.Signature{KeyID: owner.String(), Sig: base64.StdEncoding.EncodeToString(sig)}
+	one, err := canonical(&env)
+	if err != nil {
+		return fail(webgw.Internal, "the envelope can't be written", err)
+	}
+	if got, err := jcs.Transform(raw); err != nil || !bytes.Equal(got, one) {
+		return fail(webgw.Invalid, "the envelope has duplicate keys or odd spellings", err)
 	}
 	if r.Owner != owner {
 		return fail(webgw.Unauthenticated, "the record's owner is not who signed it", nil)

@@ -12,10 +12,12 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"webgw.dev/webgw"
 )
@@ -23,28 +25,40 @@ import (
 // Key is an identity together with its private half. The zero Key is none.
 // Formatting or logging a Key shows its identity only.
 type Key struct {
-	private ed25519.PrivateKey
+	// A closure is the one thing that package fmt never looks into: it calls no
+	// methods on unexported fields, and would print the bytes of a Key in such a
+	// field of somebody's struct; through a pointer too, for some verbs.
+	signer func() ed25519.PrivateKey
 }
+
+func newKey(private ed25519.PrivateKey) Key {
+	return Key{func() ed25519.PrivateKey { return private }}
+}
+
+func (k Key) sign(message []byte) []byte { return ed25519.Sign(k.signer(), message) }
 
 // Generate makes a new identity from the system's randomness.
 func Generate() (Key, error) {
 	_, private, err := ed25519.GenerateKey(rand.Reader)
-	return Key{private}, err
+	if err != nil {
+		return Key{}, err
+	}
+	return newKey(private), nil
 }
 
 // FromSeed derives the identity of a 32-byte seed. It is for tests that need
 // the same identities in every run.
-func FromSeed(seed [32]byte) Key { return Key{ed25519.NewKeyFromSeed(seed[:])} }
+func FromSeed(seed [32]byte) Key { return newKey(ed25519.NewKeyFromSeed(seed[:])) }
 
 // IsZero reports whether k holds no key.
-func (k Key) IsZero() bool { return len(k.private) == 0 }
+func (k Key) IsZero() bool { return k.signer == nil }
 
 // ID returns the public identity.
 func (k Key) ID() webgw.ID {
 	if k.IsZero() {
 		return webgw.ID{}
 	}
-	return webgw.ID(k.private.Public().(ed25519.PublicKey))
+	return webgw.ID(k.signer().Public().(ed25519.PublicKey))
 }
 
 // String, GoString and LogValue keep the private half out of logs and dumps.
@@ -68,7 +82,8 @@ func Load(path string) (Key, error) {
 	fail := func(kind webgw.ErrorKind, public, hint string, err error) (Key, error) {
 		return Key{}, &webgw.Error{Op: "load key", Kind: kind, Public: public, Hint: hint, Err: err}
 	}
-	f, err := os.Open(path)
+	// Not blocking: a pipe in its place must not hang the start.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		kind := webgw.Internal
 		if errors.Is(err, fs.ErrNotExist) {
@@ -87,12 +102,13 @@ func Load(path string) (Key, error) {
 	if info.Mode().Perm()&0o077 != 0 {
 		return fail(webgw.Forbidden, fmt.Sprintf("the key file %s may be read by others (mode %04o)", path, info.Mode().Perm()), "chmod 600 "+path, nil)
 	}
-	if info.Size() > 4096 {
-		return fail(webgw.Invalid, fmt.Sprintf("the key file %s is too large to be a key", path), "", nil)
-	}
-	data, err := os.ReadFile(path)
+	const most = 4096
+	data, err := io.ReadAll(io.LimitReader(f, most+1)) // of the file that was checked, not of the path
 	if err != nil {
 		return fail(webgw.Internal, fmt.Sprintf("the key file %s can't be read", path), "", err)
+	}
+	if len(data) > most {
+		return fail(webgw.Invalid, fmt.Sprintf("the key file %s is too large to be a key", path), "", nil)
 	}
 	block, _ := pem.Decode(data)
 	if block == nil || block.Type != pemType {
@@ -106,28 +122,41 @@ func Load(path string) (Key, error) {
 	if !ok {
 		return fail(webgw.Invalid, fmt.Sprintf("the key file %s holds a %T, not an ed25519 key", path, parsed), "", nil)
 	}
-	return Key{private}, nil
+	return newKey(private), nil
 }
 
-// Save writes the key to a new file of mode 0600 (directories 0700). It never
-// overwrites: a lost key is lost for ever.
-func (k Key) Save(path string) error {
-	der, err := x509.MarshalPKCS8PrivateKey(k.private)
+// Save writes the key to a new file of mode 0600 (directories 0700), which
+// appears whole or not at all. It never overwrites (fs.ErrExist): a lost key is
+// lost for ever.
+func (k Key) Save(path string) (err error) {
+	if k.IsZero() {
+		return errors.New("ident: there is no key to save")
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(k.signer())
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+"-*") // mode 0600
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, os.Remove(f.Name())) }()
 	if err := errors.Join(pem.Encode(f, &pem.Block{Type: pemType, Bytes: der}), f.Sync(), f.Close()); err != nil {
-		os.Remove(path)
 		return err
 	}
-	return nil
+	// Unlike a rename, a link fails if somebody else was faster.
+	if err := os.Link(f.Name(), path); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close()) // the name survives a power cut too
 }
 
 // LoadOrCreate loads the key at path, or makes a new one there when the file

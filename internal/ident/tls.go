@@ -18,6 +18,9 @@ import (
 // Only its key counts; its dates span every clock, and its name is the
 // identity's text form, for people who look at it.
 func (k Key) Certificate() (tls.Certificate, error) {
+	if k.IsZero() {
+		return tls.Certificate{}, errors.New("ident: there is no key to show")
+	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1),
 		Subject:      pkix.Name{CommonName: k.ID().String()},
@@ -27,11 +30,11 @@ func (k Key) Certificate() (tls.Certificate, error) {
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, k.private.Public(), k.private)
+	der, err := x509.CreateCertificate(rand.Reader, template, template, k.signer().Public(), k.signer())
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: k.private}, nil
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: k.signer()}, nil
 }
 
 // ServerTLS returns a TLS 1.3 configuration that shows k and speaks the given
@@ -103,9 +106,12 @@ func PeerID(cs tls.ConnectionState) (webgw.ID, error) {
 	if !ok {
 		return webgw.ID{}, fmt.Errorf("ident: the peer's key is a %T, not ed25519", cs.PeerCertificates[0].PublicKey)
 	}
+	if len(pub) != ed25519.PublicKeySize {
+		return webgw.ID{}, errors.New("ident: the peer's key has a wrong length")
+	}
 	id := webgw.ID(pub)
-	if id.IsZero() {
-		return webgw.ID{}, errors.New("ident: the peer's key is zero")
+	if id.IsWeak() {
+		return webgw.ID{}, errors.New("ident: for the peer's key anybody can sign")
 	}
 	return id, nil
 }
