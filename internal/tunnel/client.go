@@ -44,6 +44,7 @@ type Client struct {
 	Connect   Connect
 	Event     func(json.RawMessage) // what the gateway tells the node's owner; nil: not asked for
 	Changed   func(State)           // told of each change, in order; may be nil
+	Ended     func(Ended)           // told of each stream that was connected, at its end; may be nil
 	Software  string                // shown to the gateway's farmer
 	Log       *slog.Logger
 	Metrics   *ClientMetrics // shared by a node's clients; nil: not counted
@@ -65,6 +66,14 @@ type connState struct {
 // a *webgw.Error by preference, is told to the gateway. The returned connection
 // belongs to the tunnel.
 type Connect func(ctx context.Context, gateway webgw.ID, r Request) (net.Conn, error)
+
+// Ended tells what a stream carried.
+type Ended struct {
+	Request Request
+	In, Out int64 // bytes to and from the workload
+	Took    time.Duration
+	Err     error // what cut it; nil: both directions ended in order
+}
 
 // State of a session, as the node sees it.
 type State struct {
@@ -527,7 +536,8 @@ func (a *attachment) stream(ctx context.Context, d *dataConn, r Request) error {
 		a.c.Metrics.m.opened(r.Kind, string(webgw.KindOf(err)), time.Now())
 		return d.refuse(err)
 	}
-	a.c.Metrics.m.opened(r.Kind, "ok", time.Now())
+	began := time.Now()
+	a.c.Metrics.m.opened(r.Kind, "ok", began)
 	defer workload.Close()
 	accept := make([]byte, headerLen)
 	putHeader(accept, frameAccept, 0)
@@ -551,7 +561,11 @@ func (a *attachment) stream(ctx context.Context, d *dataConn, r Request) error {
 		netx.Reset(workload)
 		d.reset()
 	}
-	return errors.Join(err, <-received)
+	err = errors.Join(err, <-received)
+	if a.c.Ended != nil {
+		a.c.Ended(Ended{r, d.bytesIn.Load(), d.bytesOut.Load(), time.Since(began), err})
+	}
+	return err
 }
 
 // refuse answers a request with err, and skips what the gateway has sent for
