@@ -262,11 +262,11 @@ func (d *dataConn) payload(wait bool) ([]byte, error) {
 			}
 		}
 		if d.ended {
-			d.giveBack()
-			if wait {
-				return nil, io.EOF
+			if !wait {
+				return nil, nil // what was returned before is still in use
 			}
-			return nil, nil
+			d.giveBack()
+			return nil, io.EOF
 		}
 		if d.frame > 0 {
 			if !wait {

@@ -51,7 +51,11 @@ type Server struct {
 	sessions map[webgw.ID]*session
 	draining bool
 	epoch    uint64
-	wg       sync.WaitGroup
+
+	smu     sync.Mutex
+	streams map[*dataConn]struct{} // open ones, of sessions that have ended, too
+	closed  bool
+	lingers sync.WaitGroup // streams that wait for the workload's end; added to under smu
 }
 
 // Session tells what is known of one node's attachment.
@@ -94,6 +98,7 @@ func (s *Server) setup() error {
 		s.dataTLS.DynamicRecordSizingDisabled = true
 		s.handshakes = make(chan struct{}, maxHandshakes)
 		s.sessions = map[webgw.ID]*session{}
+		s.streams = map[*dataConn]struct{}{}
 		// Epochs rise across restarts, too.
 		s.epoch = uint64(time.Now().UnixMilli()) << 16
 		s.metrics = newMetrics(s.Metrics, "gateway", s.gauges)
@@ -426,16 +431,69 @@ func (s *Server) Open(ctx context.Context, node webgw.ID, r Request) (*Stream, e
 		s.metrics.opened(r.Kind, string(webgw.KindOf(err)), start)
 		return nil, err
 	}
+	s.smu.Lock()
+	if s.closed {
+		s.smu.Unlock()
+		d.raw.Close()
+		return nil, errStopping
+	}
+	s.streams[d] = struct{}{}
+	s.smu.Unlock()
 	s.metrics.opened(r.Kind, "ok", start)
 	sess.streams.Add(1)
-	pool := sess.pools[r.Kind]
-	return &Stream{d: d, request: &r, release: func(d *dataConn) {
-		sess.streams.Add(-1)
-		if d != nil {
-			d.renew()
-			pool.put(d, false)
-		}
-	}}, nil
+	return &Stream{d: d, server: s, session: sess, request: &r}, nil
+}
+
+// forget takes a stream off the books.
+func (s *Server) forget(sess *session, d *dataConn) {
+	s.smu.Lock()
+	delete(s.streams, d)
+	s.smu.Unlock()
+	sess.streams.Add(-1)
+}
+
+// release takes back a stream's connection: into the pool if it is clean.
+func (s *Server) release(sess *session, d *dataConn) {
+	s.forget(sess, d)
+	if !d.reusable() {
+		d.reset()
+		return
+	}
+	d.renew()
+	sess.pools[d.kind].put(d, false)
+}
+
+// Close ends every session and cuts every stream. It returns when all
+// goroutines of closed streams have ended; those in Join, Read or Write are
+// woken with an error.
+func (s *Server) Close() {
+	if s.setup() != nil {
+		return
+	}
+	s.mu.Lock()
+	s.draining = true
+	for _, sess := range s.sessions {
+		sess.end(errStopping)
+	}
+	s.mu.Unlock()
+	s.smu.Lock()
+	s.closed = true
+	for d := range s.streams {
+		d.reset()
+	}
+	s.smu.Unlock()
+	s.lingers.Wait()
+}
+
+// later runs f, which waits for the end of a closed stream, unless the server
+// is closed.
+func (s *Server) later(f func()) bool {
+	s.smu.Lock()
+	defer s.smu.Unlock()
+	if !s.closed {
+		s.lingers.Go(f)
+	}
+	return !s.closed
 }
 
 // Notify passes an event to a node that asked for events. It never waits: what

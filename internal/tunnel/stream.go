@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"webgw.dev/webgw"
@@ -22,10 +23,12 @@ import (
 // the first Read, Accepted or Join: a refusal is a *webgw.Error.
 type Stream struct {
 	d       *dataConn
-	release func(*dataConn) // back to the pool; nil: it is gone
+	server  *Server
+	session *session
 
 	wmu     sync.Mutex
 	request *Request // until it is sent
+	asked   atomic.Bool
 
 	rmu      sync.Mutex
 	answered bool
@@ -60,6 +63,7 @@ func (s *Stream) takeRequest() ([]byte, error) {
 	}
 	r := s.request
 	s.request = nil
+	s.asked.Store(true)
 	return s.d.sealedFrame(frameOpen, toNode, r)
 }
 
@@ -88,7 +92,12 @@ func (s *Stream) Accepted() error {
 	return s.answerLocked()
 }
 
+// flushRequest sends the request if nobody has. A writer that is held up by
+// back-pressure must not hold up the reader as well: no lock once it is sent.
 func (s *Stream) flushRequest() error {
+	if s.asked.Load() {
+		return nil
+	}
 	s.wmu.Lock()
 	defer s.wmu.Unlock()
 	prefix, err := s.takeRequest()
@@ -190,16 +199,20 @@ func (s *Stream) Close() error {
 	case !d.sent && d.sendEnd(nil) != nil:
 		return s.cut()
 	case !d.ended:
-		go s.linger()
+		if !s.server.later(s.linger) {
+			return s.cut()
+		}
 		return nil
 	}
-	s.release(d)
+	s.server.release(s.session, d)
 	return nil
 }
 
+// cut ends the stream with a reset. It leaves the state to whoever is using
+// it right now.
 func (s *Stream) cut() error {
 	s.d.reset()
-	s.release(nil)
+	s.server.forget(s.session, s.d)
 	return nil
 }
 
@@ -222,11 +235,7 @@ func (s *Stream) linger() {
 		n += len(p)
 	}
 	d.raw.SetReadDeadline(time.Time{})
-	if !d.reusable() {
-		s.cut()
-		return
-	}
-	s.release(d)
+	s.server.release(s.session, d)
 }
 
 func (s *Stream) isClosed() bool {
@@ -287,11 +296,7 @@ func (s *Stream) Join(visitor net.Conn, head []byte) (in, out int64, err error) 
 		err = sendErr
 	}
 	in, out = d.bytesOut.Load(), d.bytesIn.Load()
-	if !d.reusable() {
-		d.reset()
-		d = nil
-	}
-	s.release(d)
+	s.server.release(s.session, d)
 	return in, out, err
 }
 
