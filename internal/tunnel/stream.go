@@ -108,11 +108,16 @@ func (s *Stream) flushRequest() error {
 }
 
 func (s *Stream) answerLocked() error {
-	if !s.answered && s.readErr == nil {
-		s.readErr = s.d.answer()
-		s.answered = s.readErr == nil
+	if s.answered || s.readErr != nil {
+		return s.readErr
 	}
-	return s.readErr
+	err := s.d.answer()
+	if err == nil {
+		s.answered = true
+	} else if !errors.Is(err, os.ErrDeadlineExceeded) {
+		s.readErr = err
+	}
+	return err
 }
 
 // answer waits for the node's answer to a request.
@@ -149,10 +154,16 @@ func (s *Stream) Read(p []byte) (n int, err error) {
 	}
 	s.rmu.Lock()
 	defer s.rmu.Unlock()
+	if s.isClosed() {
+		return 0, net.ErrClosed
+	}
 	if err := s.answerLocked(); err != nil {
 		return 0, err
 	}
 	if len(s.rest) == 0 {
+		if s.readErr != nil {
+			return 0, s.readErr
+		}
 		if s.rest, err = s.d.payload(true); err != nil {
 			if !errors.Is(err, os.ErrDeadlineExceeded) {
 				s.readErr = err
