@@ -39,8 +39,22 @@ func Copy(dst, src net.Conn, head []byte) (n int64, err error) {
 			return n, err
 		}
 	}
-	from := NewSource(src)
+	from, to := NewSource(src), Raw(dst)
 	for {
+		if to != nil {
+			switch p, ok, err := from.NextParcel(pipeSize); {
+			case err == io.EOF:
+				return n, CloseWrite(dst)
+			case err != nil:
+				return n, err
+			case ok:
+				if err := p.Send(to, nil); err != nil {
+					return n, err
+				}
+				n += int64(p.N)
+				continue
+			}
+		}
 		b, err := from.Next()
 		if err == io.EOF {
 			return n, CloseWrite(dst)

@@ -15,6 +15,9 @@ type Source struct {
 	raw   syscall.RawConn // nil where there is no descriptor, as in memnet
 	class int
 
+	bulk     bool // bytes come in plenty: move them in the kernel
+	noSplice bool // this kind of socket can't
+
 	try func(fd uintptr) bool // made once: a closure per read would be garbage
 	buf *Buffer
 	n   int
@@ -79,11 +82,15 @@ func (s *Source) took(b *Buffer, n int, err error) (*Buffer, error) {
 	if err != nil {
 		b.Return()
 		if errno, ok := err.(syscall.Errno); ok {
-			err = &net.OpError{Op: "read", Net: "tcp", Addr: s.conn.RemoteAddr(), Err: errno}
+			err = s.opError(errno)
 		}
 		return nil, err
 	}
 	switch room := len(b.Free()); {
+	case n == room && s.class < bulkClass:
+		s.class++
+	case n == room && s.raw != nil && !s.noSplice:
+		s.bulk = true
 	case n == room && s.class < largest:
 		s.class++
 	case n < room/8 && s.class > 0:
@@ -93,10 +100,39 @@ func (s *Source) took(b *Buffer, n int, err error) (*Buffer, error) {
 	return b, nil
 }
 
+func (s *Source) opError(errno syscall.Errno) error {
+	return &net.OpError{Op: "read", Net: "tcp", Addr: s.conn.RemoteAddr(), Err: errno}
+}
+
+// Raw returns the descriptor of c for Parcel.Send, or nil where there is none.
+func Raw(c net.Conn) syscall.RawConn {
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return raw
+}
+
+// Reads that fill a buffer of bulkClass are followed by moves in the kernel, as
+// long as those bring bulkMin bytes each. Below that, two system calls and a
+// pipe cost more than a copy.
+const (
+	bulkClass = 2
+	bulkMin   = 32 << 10
+	pipeSize  = 1 << 20 // most that one move brings; what an unprivileged process may have
+)
+
 // Stalled makes the next buffer the smallest: told by a writer that could not
 // get rid of what was read for longer than StallAfter, so that a slow receiver
 // ties up little memory.
-func (s *Source) Stalled() { s.class = 0 }
+func (s *Source) Stalled() { s.class, s.bulk = 0, false }
+
+// Plenty tells that many bytes are known to come: NextParcel is worth it.
+func (s *Source) Plenty() { s.bulk = s.raw != nil && !s.noSplice }
 
 // StallAfter is how long a write may take before its reader shrinks its buffers.
 const StallAfter = 100 * time.Millisecond

@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
+	"syscall"
 
 	"webgw.dev/webgw"
 	"webgw.dev/webgw/internal/netx"
@@ -306,11 +307,20 @@ func (d *dataConn) giveBack() {
 // recvTo writes the stream to dst until the peer's end, and passes the end on.
 func (d *dataConn) recvTo(dst net.Conn) error {
 	var segments net.Buffers
+	var direct syscall.RawConn
+	if d.kind == Handoff {
+		direct = netx.Raw(dst)
+	}
 	slow := d.src
 	if d.wire != nil {
 		slow = d.wire.src
 	}
 	for {
+		if direct != nil && d.frame >= bulkFrame && (d.in == nil || len(d.in.Bytes()) == 0) {
+			if err := d.moveTo(direct); err != nil {
+				return err
+			}
+		}
 		p, err := d.payload(true)
 		if err == io.EOF {
 			return netx.CloseWrite(dst)
@@ -341,6 +351,34 @@ func (d *dataConn) recvTo(dst net.Conn) error {
 	}
 }
 
+// bulkFrame is how much of a frame must be left for it to be moved inside the
+// kernel rather than copied.
+const bulkFrame = 64 << 10
+
+// moveTo moves the rest of the current frame to dst.
+func (d *dataConn) moveTo(dst syscall.RawConn) error {
+	d.giveBack()
+	d.src.Plenty()
+	for d.frame > 0 {
+		p, ok, err := d.src.NextParcel(d.frame)
+		if err != nil {
+			return unexpected(err)
+		}
+		if !ok {
+			return nil // copy it
+		}
+		if err := p.Send(dst, nil); err != nil {
+			return err
+		}
+		d.frame -= p.N
+		d.bytesIn.Add(int64(p.N))
+	}
+	// What follows is a header: read little, so that little of the next large
+	// frame is copied.
+	d.src.Stalled()
+	return nil
+}
+
 // sendFrom sends prefix (whole frames), head and then all of src as the stream
 // until src ends, and then our end.
 func (d *dataConn) sendFrom(src net.Conn, prefix, head []byte) error {
@@ -356,7 +394,30 @@ func (d *dataConn) sendFrom(src net.Conn, prefix, head []byte) error {
 // accept, a frame header or nothing, goes out with the first bytes.
 func (d *dataConn) sendAccepted(src net.Conn, accept []byte) error {
 	from := netx.NewSource(src)
+	var direct syscall.RawConn // where bytes may go as they are
+	if d.kind == Handoff {
+		direct = netx.Raw(d.raw)
+	}
 	for {
+		if direct != nil {
+			p, ok, err := from.NextParcel(maxData)
+			if err == io.EOF {
+				return d.sendEnd(accept)
+			}
+			if err != nil {
+				return err
+			}
+			if ok {
+				h := make([]byte, headerLen)
+				putHeader(h, frameData, p.N)
+				if err := p.Send(direct, append(accept, h...)); err != nil {
+					return err
+				}
+				accept = nil
+				d.bytesOut.Add(int64(p.N))
+				continue
+			}
+		}
 		b, err := from.Next()
 		if err == io.EOF {
 			return d.sendEnd(accept)

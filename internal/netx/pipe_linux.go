@@ -1,0 +1,167 @@
+package netx
+
+import (
+	"io"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxPipes of pipeSize each are the kernel's soft limit for an unprivileged user.
+const maxPipes = 64
+
+// pipe is borrowed for one move of bytes between two sockets inside the kernel
+// (splice(2)) and is empty whenever it lies in the pool.
+type pipe struct {
+	r, w int
+}
+
+var pipes struct {
+	sync.Mutex
+	idle []*pipe
+	made int
+}
+
+// borrowPipe returns nil when all pipes are in use: copying is the way then.
+func borrowPipe() *pipe {
+	pipes.Lock()
+	if n := len(pipes.idle); n > 0 {
+		p := pipes.idle[n-1]
+		pipes.idle = pipes.idle[:n-1]
+		pipes.Unlock()
+		return p
+	}
+	if pipes.made >= maxPipes {
+		pipes.Unlock()
+		return nil
+	}
+	pipes.made++
+	pipes.Unlock()
+	var fds [2]int
+	if unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK) != nil {
+		pipes.Lock()
+		pipes.made--
+		pipes.Unlock()
+		return nil
+	}
+	// Refused, it stays at the default of 64 KiB, which works as well.
+	unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
+	return &pipe{fds[0], fds[1]}
+}
+
+func (p *pipe) giveBack() {
+	pipes.Lock()
+	pipes.idle = append(pipes.idle, p)
+	pipes.Unlock()
+}
+
+// discard is giveBack for a pipe that may still hold bytes.
+func (p *pipe) discard() {
+	unix.Close(p.r)
+	unix.Close(p.w)
+	pipes.Lock()
+	pipes.made--
+	pipes.Unlock()
+}
+
+// Parcel is a number of bytes of a connection on their way inside the kernel.
+// It must be sent or dropped.
+type Parcel struct {
+	N int
+	p *pipe
+}
+
+// NextParcel waits for bytes and takes up to most of them without copying them
+// here. ok is false when that can't be done or isn't worth it now: use Next.
+func (s *Source) NextParcel(most int) (parcel Parcel, ok bool, err error) {
+	if !s.bulk || s.raw == nil {
+		return Parcel{}, false, nil
+	}
+	var n int64
+	var p *pipe
+	var errno error
+	err = s.raw.Read(func(fd uintptr) bool {
+		if p = borrowPipe(); p == nil {
+			return true
+		}
+		for {
+			n, errno = unix.Splice(int(fd), nil, p.w, nil, min(most, pipeSize), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+			if errno != unix.EINTR {
+				break
+			}
+		}
+		if errno == unix.EAGAIN {
+			p.giveBack() // nothing is held while waiting
+			p = nil
+			return false
+		}
+		return true
+	})
+	switch {
+	case err != nil:
+	case p == nil:
+		s.bulk = false // all pipes are busy
+		return Parcel{}, false, nil
+	case errno == unix.EINVAL:
+		p.giveBack()
+		s.bulk, s.noSplice = false, true
+		return Parcel{}, false, nil
+	case errno != nil:
+		err = s.opError(errno.(syscall.Errno))
+	case n == 0:
+		err = io.EOF
+	}
+	if err != nil {
+		if p != nil {
+			p.giveBack()
+		}
+		return Parcel{}, false, err
+	}
+	if n < bulkMin && int(n) < most {
+		s.bulk = false // not enough at a time: copying is cheaper
+	}
+	return Parcel{int(n), p}, true, nil
+}
+
+// Send moves the parcel to dst, after header (or nothing), which leaves in the
+// same packet.
+func (p Parcel) Send(dst syscall.RawConn, header []byte) error {
+	left := p.N
+	var errno error
+	err := dst.Write(func(fd uintptr) bool {
+		for len(header) > 0 {
+			var n int
+			n, errno = unix.SendmsgN(int(fd), header, nil, nil, unix.MSG_MORE|unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+			if errno == unix.EAGAIN {
+				return false
+			}
+			if errno != nil && errno != unix.EINTR {
+				return true
+			}
+			header = header[max(n, 0):]
+		}
+		for left > 0 {
+			var n int64
+			n, errno = unix.Splice(p.p.r, nil, int(fd), nil, left, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+			if errno == unix.EAGAIN {
+				return false
+			}
+			if errno != nil && errno != unix.EINTR {
+				return true
+			}
+			left -= int(max(n, 0))
+		}
+		errno = nil
+		return true
+	})
+	if err == nil {
+		err = errno
+	}
+	if left > 0 {
+		p.p.discard()
+	} else {
+		p.p.giveBack()
+	}
+	return err
+}
