@@ -1,0 +1,103 @@
+package gateway
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"webgw.dev/webgw"
+	"webgw.dev/webgw/internal/live"
+)
+
+// Problem is why an exposure is not served here, or not by all its targets.
+// Codes are stable; the words are for people.
+type Problem struct {
+	Exposure webgw.Key
+	Code     string
+	Message  string
+}
+
+// Codes of problems.
+const (
+	NoSession      = "no_session"       // a target's node has no session with this gateway
+	PortInUse      = "port_in_use"      // something else on the machine listens there
+	PortNotOffered = "port_not_offered" // the port is not among those on offer
+	NameTaken      = "name_taken"       // another exposure, which was here first, holds the name or port
+	NoCertificate  = "no_certificate"   // no certificate covers the name
+	TargetRefused  = "target_refused"   // a node or this gateway lately refused to connect
+)
+
+// carried is what this gateway serves out of one view. It never changes.
+type carried struct {
+	exposures map[webgw.Key]*webgw.Record
+	nodes     map[webgw.ID]bool // targets of the exposures
+	problems  []Problem
+}
+
+// carry picks the exposures that name this gateway and that it can serve.
+// Where two claim the same name or port, who was carried before wins, then who
+// was issued first: the registry lets only one through, so that this happens
+// only if it is broken or lies, and then nobody is thrown out by it.
+func carry(v *live.View, self webgw.ID, ports webgw.PortSet, before *carried) *carried {
+	c := &carried{exposures: map[webgw.Key]*webgw.Record{}, nodes: map[webgw.ID]bool{}}
+	var mine []*webgw.Record
+	for r := range v.Of(webgw.KindExposure) {
+		if slices.Contains(r.Exposure.Gateways, self) {
+			mine = append(mine, r)
+		}
+	}
+	rank := func(r *webgw.Record) int {
+		if before.exposures[r.Key()] != nil {
+			return 0
+		}
+		return 1
+	}
+	slices.SortFunc(mine, func(a, b *webgw.Record) int {
+		return cmp.Or(rank(a)-rank(b), a.Issued.Compare(b.Issued), cmp.Compare(a.Key().String(), b.Key().String()))
+	})
+	holders := map[string]*webgw.Record{}
+	ranges, _ := ports.Ranges() // validated with the configuration
+	offered := func(port uint16) bool {
+		return slices.ContainsFunc(ranges, func(r webgw.PortRange) bool { return r.First <= port && port <= r.Last })
+	}
+	problem := func(r *webgw.Record, code, format string, args ...any) {
+		c.problems = append(c.problems, Problem{r.Key(), code, fmt.Sprintf(format, args...)})
+	}
+each:
+	for _, r := range mine {
+		claims := r.Exposure.Hosts
+		if r.Exposure.Protocol == webgw.TCP {
+			if !offered(r.Exposure.Port) {
+				problem(r, PortNotOffered, "this gateway does not offer port %d; it offers %s", r.Exposure.Port, cmp.Or(string(ports), "none"))
+				continue
+			}
+			claims = []string{"port " + strconv.Itoa(int(r.Exposure.Port))}
+		}
+		for _, name := range claims {
+			if holders[name] != nil {
+				problem(r, NameTaken, "another exposure already holds %s at this gateway", name)
+				continue each
+			}
+		}
+		for _, name := range claims {
+			holders[name] = r
+		}
+		c.exposures[r.Key()] = r
+		for _, t := range r.Exposure.Targets {
+			if !t.Node.IsZero() {
+				c.nodes[t.Node] = true
+			}
+		}
+	}
+	return c
+}
+
+// refusal is the last time that a connection for an exposure was refused.
+type refusal struct {
+	at      time.Time
+	message string
+}
+
+const rememberRefusal = 5 * time.Minute
