@@ -41,8 +41,8 @@ type Feed interface {
 // Change is one step of the feed. Its records are verified: nothing else makes
 // an ident.Signed.
 type Change struct {
-	Rev     int64
-	Epoch   string // of the registry's store; a restore begins a new one
+	Rev     int64  // what is told up to here; 0: more of the same revision follows
+	Epoch   string // of the registry's store; a restore begins a new one; "": as before
 	Records []ident.Signed
 	Refused int  // records that came along and did not verify
 	Reset   bool // everything follows, up to Synced
@@ -99,6 +99,7 @@ type Follower struct {
 	rev     int64
 	epoch   string
 	synced  bool
+	dirty   bool               // the view must be made anew
 	seen    map[webgw.Key]bool // since a Reset, until Synced; else nil
 }
 
@@ -269,7 +270,9 @@ func (f *Follower) loop(ctx context.Context, from <-chan news) error {
 			f.at.Store(&position{f.rev, f.epoch})
 			n.answer <- a
 			applyAt.soonest(time.Now().Add(gather))
-			saveAt.soonest(time.Now().Add(saveAfter))
+			if f.dirty {
+				saveAt.soonest(time.Now().Add(saveAfter))
+			}
 		case <-applyAt.C():
 			applyAt.stop()
 			f.publish()
@@ -283,6 +286,7 @@ func (f *Follower) loop(ctx context.Context, from <-chan news) error {
 				}
 				return due
 			})
+			f.dirty = true // something has expired, if nothing came
 			f.publish()
 			wakeAt.set(f.nextWake())
 			saveAt.soonest(time.Now().Add(saveAfter))

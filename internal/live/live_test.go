@@ -59,7 +59,7 @@ func (f *fakeFeed) Watch(ctx context.Context, since int64, epoch string) iter.Se
 		for {
 			select {
 			case c := <-f.send:
-				if c.Epoch == "" {
+				if c.Epoch == "" && c.Rev == 0 {
 					yield(Change{}, errors.New("the line is dead"))
 					return
 				}
@@ -243,6 +243,31 @@ func TestReconnectsWhereItWas(t *testing.T) {
 		r.want(t, "a@1")
 		r.feed.send <- Change{}
 		watch(position{3, "e2"})
+	})
+}
+
+// Heartbeats move the revision, and nothing else.
+func TestHeartbeatsApplyNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, filepath.Join(t.TempDir(), "s"))
+		r.tell(all(10, record(t, "a", 1, time.Hour)))
+		time.Sleep(2 * saveAfter)
+		before, err := os.ReadFile(r.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Apply = func(*View) { t.Error("applied") }
+		for i := range int64(5) {
+			r.tell(Change{Rev: 11 + i})
+			time.Sleep(5 * time.Second)
+		}
+		if v := r.View(); v.Rev != 15 || v.Epoch != "e1" || !v.Synced {
+			t.Errorf("the view is at %d of %q, synced %v", v.Rev, v.Epoch, v.Synced)
+		}
+		r.want(t, "a@1")
+		if after, err := os.ReadFile(r.Path); err != nil || string(after) != string(before) {
+			t.Errorf("the snapshot was written anew (%v)", err)
+		}
 	})
 }
 

@@ -21,8 +21,8 @@ func (f *Follower) take(c Change) answer {
 			f.Log.Warn("the registry began a new epoch", "epoch", c.Epoch, "before", f.epoch)
 		}
 		f.seen = map[webgw.Key]bool{}
-		f.epoch, f.rev = c.Epoch, 0
-	case f.epoch != c.Epoch:
+		f.epoch, f.rev, f.dirty = c.Epoch, 0, true
+	case c.Epoch != "" && f.epoch != c.Epoch:
 		f.epoch, f.rev = "", 0
 		return answer{again: true}
 	}
@@ -39,6 +39,7 @@ func (f *Follower) take(c Change) answer {
 	if !c.Synced {
 		return answer{}
 	}
+	f.dirty = f.dirty || !f.synced
 	f.synced, f.rev = true, max(f.rev, c.Rev)
 	if f.seen == nil {
 		return answer{}
@@ -95,6 +96,7 @@ func (f *Follower) consider(s ident.Signed, now time.Time) bool {
 	}
 	f.records[key] = &entry{signed: s}
 	f.m.taken.Inc()
+	f.dirty = true
 	return true
 }
 
@@ -120,8 +122,15 @@ func (f *Follower) nextWake() (next time.Time) {
 	return next
 }
 
-// publish makes a view of the state and applies it.
+// publish makes a view of the state and applies it. Where only the revision
+// has moved, it is told in the view and nothing is applied.
 func (f *Follower) publish() {
+	if old := f.view.Load(); old != nil && !f.dirty {
+		f.view.Store(&View{Rev: f.rev, Epoch: f.epoch, Synced: f.synced, Records: old.Records})
+		f.m.rev.Set(float64(f.rev))
+		return
+	}
+	f.dirty = false
 	now := time.Now()
 	v := &View{Rev: f.rev, Epoch: f.epoch, Synced: f.synced, Records: make(map[webgw.Key]ident.Signed, len(f.records))}
 	for key, e := range f.records {
