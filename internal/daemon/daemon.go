@@ -10,6 +10,7 @@ import (
 
 	"webgw.dev/webgw"
 	"webgw.dev/webgw/internal/ident"
+	"webgw.dev/webgw/internal/live"
 	"webgw.dev/webgw/internal/netx"
 	"webgw.dev/webgw/internal/store"
 )
@@ -27,6 +28,10 @@ type Env struct {
 	Store   store.KV             // of the registry; nil: etcd, as configured
 	Key     ident.Key            // the role's identity; zero: StateDir/<role>.key, made if missing
 	Drain   time.Duration        // 0: the constant Drain
+
+	// Feed, if not nil, stands between the role and the registry's feed: tests
+	// put one there that lies.
+	Feed func(live.Feed) live.Feed
 
 	// Of the node, for those who show what happens; both may be nil and must
 	// not block.
