@@ -3,7 +3,10 @@ package live
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Every calls f regularly, and soon after each change, until ctx ends. An
@@ -36,4 +39,19 @@ func Every(ctx context.Context, period, soon time.Duration, changed <-chan struc
 		}
 		failing = err != nil
 	}
+}
+
+// Text makes one printable line of at most 300 characters of what may be an
+// error of anybody's: what the registry accepts in a status.
+func Text(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s)
+	if r := []rune(s); len(r) > 300 {
+		s = string(r[:299]) + "…"
+	}
+	return s
 }

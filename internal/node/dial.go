@@ -46,10 +46,13 @@ func (n *Node) dial(ctx context.Context, gateway webgw.ID, r tunnel.Request) (ne
 	}
 	c, err := n.Net.Dial(ctx, network, address, n.control)
 	if err == nil {
+		n.trouble(r.Exposure, nil)
 		return c, nil
 	}
 	if e, ok := errors.AsType[*webgw.Error](err); ok && e.Kind == webgw.Forbidden {
-		n.refuse(gateway, r, reasonAddress, e)
+		n.m.refused.WithLabelValues(reasonAddress).Inc()
+		n.Log.Warn("a target was not dialed", "gateway", gateway.String(), "exposure", r.Exposure, "target", r.Target, "err", err)
+		n.trouble(r.Exposure, e)
 		return nil, e
 	}
 	public := "the workload can't be reached"
@@ -58,7 +61,9 @@ func (n *Node) dial(ctx context.Context, gateway webgw.ID, r tunnel.Request) (ne
 	} else if errors.Is(err, context.DeadlineExceeded) {
 		public = "the workload did not answer in time"
 	}
-	return nil, &webgw.Error{Op: "dial workload", Kind: webgw.Unavailable, Public: public, Err: err}
+	e := &webgw.Error{Op: "dial workload", Kind: webgw.Unavailable, Public: public, Err: err}
+	n.trouble(r.Exposure, e)
+	return nil, e
 }
 
 // control judges each resolved address just before it is dialed: a name that
@@ -88,8 +93,8 @@ func (n *Node) refuse(gateway webgw.ID, r tunnel.Request, reason string, err *we
 	n.Log.Warn("a gateway's request was refused", "gateway", gateway.String(), "exposure", r.Exposure, "target", r.Target, "err", err)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if s := n.states[gateway]; s != nil {
-		s.refused++
-		s.refusal = err.Public
+	if s := n.states[gateway]; s != nil && !s.refused {
+		s.refused = true
+		poke(n.news)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,9 +35,9 @@ type Node struct {
 	Net      netx.Net
 	Feed     live.Feed                                                  // scope node
 	Declare  func(ctx context.Context, issued, expires time.Time) error // declares the node's own record; nil: it is not declared
-	Report   func(ctx context.Context, s Status) error                  // nil: nothing is reported
+	Report   func(ctx context.Context, s webgw.Status) error            // nil: nothing is reported
 	Snapshot string                                                     // file of the last good state; "": none
-	Software string                                                     // told to gateways
+	Release  string                                                     // of the software, for people
 	Drain    time.Duration                                              // how long open streams may go on at the end; 0: they are cut
 	Metrics  prometheus.Registerer                                      // nil: counted but not registered
 	Log      *slog.Logger                                               // nil: discards
@@ -45,6 +46,7 @@ type Node struct {
 	OnStream func(Stream)
 	OnAccess func(webgw.Access)
 
+	since   time.Time
 	allowed atomic.Pointer[allowed]
 	follow  *live.Follower
 	declare *live.Declarer
@@ -53,29 +55,22 @@ type Node struct {
 	m       metrics
 	tunnels *tunnel.ClientMetrics
 
-	mu     sync.Mutex
-	states map[webgw.ID]*gatewayState
+	mu       sync.Mutex
+	states   map[webgw.ID]*gatewayState
+	problems map[webgw.Key]problem
 }
 
 type gatewayState struct {
 	tunnel.State
-	refused int    // requests of this gateway
-	refusal string // the last one's reason
+	since   time.Time // of the state
+	refused bool      // it asked for what no exposure allows
 }
 
-// Status is what the node tells of itself.
-type Status struct {
-	Rev, Exposures int64
-	Epoch          string
-	Gateways       []GatewayStatus
-}
-
-// GatewayStatus is the state of the session with one gateway.
-type GatewayStatus struct {
-	Gateway webgw.ID
-	tunnel.State
-	Refused int    // requests refused since the session was wanted
-	Refusal string // why the last one was, or ""
+// problem is what went wrong with an exposure's target last; a success ends it.
+type problem struct {
+	at   time.Time
+	code string
+	text string
 }
 
 type metrics struct {
@@ -109,7 +104,8 @@ func (n *Node) setup() {
 		n.Log = slog.New(slog.DiscardHandler)
 	}
 	n.wake, n.news = make(chan struct{}, 1), make(chan struct{}, 1)
-	n.states = map[webgw.ID]*gatewayState{}
+	n.states, n.problems = map[webgw.ID]*gatewayState{}, map[webgw.Key]problem{}
+	n.since = time.Now()
 	n.allowed.Store(digest(&live.View{}, n.Key.ID(), nil))
 	n.m = metrics{
 		refused:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "webgw_node_refused_total", Help: "Requests of gateways refused, by what did not fit: exposure, gateway, target, kind, address."}, []string{"reason"}),
@@ -161,7 +157,7 @@ func (n *Node) sessions(ctx context.Context) error {
 			if stops[id] == nil {
 				one, stop := context.WithCancel(context.WithoutCancel(ctx))
 				stops[id] = stop
-				n.set(id, func(*gatewayState) {})
+				n.set(id, func(g *gatewayState) { g.since = time.Now() })
 				go func() { n.session(one, id); ended <- id }() // awaited: stops is not empty before
 			}
 		}
@@ -191,7 +187,7 @@ func (n *Node) sessions(ctx context.Context) error {
 // session keeps up the session with one gateway until ctx ends, and drains it.
 func (n *Node) session(ctx context.Context, gateway webgw.ID) {
 	c := &tunnel.Client{
-		Key: n.Key, Gateway: gateway, Net: n.Net, Software: n.Software, Log: n.Log, Metrics: n.tunnels,
+		Key: n.Key, Gateway: gateway, Net: n.Net, Software: n.Release, Log: n.Log, Metrics: n.tunnels,
 		Addresses: func() []string {
 			if r := n.allowed.Load().gateways[gateway]; r != nil {
 				return r.Gateway.Addresses
@@ -199,7 +195,14 @@ func (n *Node) session(ctx context.Context, gateway webgw.ID) {
 			return nil
 		},
 		Connect: n.connect,
-		Changed: func(s tunnel.State) { n.set(gateway, func(g *gatewayState) { g.State = s }) },
+		Changed: func(s tunnel.State) {
+			n.set(gateway, func(g *gatewayState) {
+				if g.Up != s.Up {
+					g.since = time.Now()
+				}
+				g.State = s
+			})
+		},
 	}
 	if n.OnAccess != nil {
 		c.Event = func(raw json.RawMessage) {
@@ -263,17 +266,57 @@ func (n *Node) tell(s Stream) {
 	}
 }
 
-// Status returns what the node knows of itself, gateways in order.
-func (n *Node) Status() Status {
-	v := n.follow.View()
-	s := Status{Rev: v.Rev, Epoch: v.Epoch, Exposures: int64(len(n.allowed.Load().exposures))}
+// Status returns what the node knows of itself, in a fixed order.
+func (n *Node) Status() webgw.Status {
+	now := time.Now()
+	a := n.allowed.Load()
+	out := &webgw.NdStatus{}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, id := range slices.SortedFunc(maps.Keys(n.states), webgw.ID.Compare) {
 		g := n.states[id]
-		s.Gateways = append(s.Gateways, GatewayStatus{id, g.State, g.refused, g.refusal})
+		s := webgw.SessionStatus{Gateway: id, State: webgw.SessionConnecting, Since: g.since}
+		switch {
+		case g.Up && g.Draining:
+			s.State = webgw.SessionDraining
+		case g.Up:
+			s.State = webgw.SessionUp
+		case g.Err != nil:
+			s.Error = live.Text(g.Err.Error())
+		case a.gateways[id] == nil:
+			s.Error = "no record of this gateway is known"
+		}
+		if g.refused {
+			s.Error = "the gateway has asked for what no exposure allows"
+		}
+		out.Sessions = append(out.Sessions, s)
 	}
-	return s
+	for key, p := range n.problems {
+		if now.Sub(p.at) > rememberProblem || a.exposures[key] == nil {
+			delete(n.problems, key)
+			continue
+		}
+		out.Problems = append(out.Problems, webgw.Problem{Exposure: key, Code: p.code, Text: live.Text(p.text)})
+	}
+	slices.SortFunc(out.Problems, func(a, b webgw.Problem) int { return strings.Compare(a.Exposure.String(), b.Exposure.String()) })
+	return webgw.Status{Release: n.Release, Protocol: webgw.Protocol, Since: n.since, Rev: n.follow.View().Rev, Node: out}
+}
+
+const rememberProblem = 5 * time.Minute
+
+// trouble notes how the last dial for an exposure went.
+func (n *Node) trouble(key webgw.Key, err *webgw.Error) {
+	n.mu.Lock()
+	_, known := n.problems[key]
+	if err != nil {
+		n.problems[key] = problem{time.Now(), string(err.Kind), err.Sentence()}
+	} else if known {
+		delete(n.problems, key)
+	}
+	n.mu.Unlock()
+	if known != (err != nil) {
+		poke(n.news)
+	}
 }
 
 // Pauses of status reports.
