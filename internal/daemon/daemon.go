@@ -4,14 +4,18 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"webgw.dev/webgw"
+	"webgw.dev/webgw/client"
 	"webgw.dev/webgw/internal/ident"
 	"webgw.dev/webgw/internal/live"
 	"webgw.dev/webgw/internal/netx"
+	"webgw.dev/webgw/internal/run"
 	"webgw.dev/webgw/internal/store"
 )
 
@@ -28,6 +32,7 @@ type Env struct {
 	Store   store.KV             // of the registry; nil: etcd, as configured
 	Key     ident.Key            // the role's identity; zero: StateDir/<role>.key, made if missing
 	Drain   time.Duration        // 0: the constant Drain
+	Release string               // of the software, told to others; "": unknown
 
 	// Feed, if not nil, stands between the role and the registry's feed: tests
 	// put one there that lies.
@@ -73,3 +78,80 @@ func (c GatewayConfig) Run(ctx context.Context, env Env) error { return runGatew
 // Run serves as a node until ctx ends, then drains, and returns when
 // everything it started has ended.
 func (c NodeConfig) Run(ctx context.Context, env Env) error { return runNode(ctx, c, env) }
+
+// prepare fills in what was left out.
+func (e Env) prepare(c Common, role string) (Env, error) {
+	if e.Net == nil {
+		e.Net = netx.Host{}
+	}
+	if e.Log == nil {
+		e.Log = slog.New(slog.DiscardHandler)
+	}
+	if e.Metrics == nil {
+		e.Metrics = prometheus.NewRegistry()
+	}
+	if e.Drain == 0 {
+		e.Drain = Drain
+	}
+	if e.Ready == nil {
+		e.Ready = func(Info) {}
+	}
+	if e.Release == "" {
+		e.Release = "unknown"
+	}
+	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
+		return e, &webgw.Error{Op: "start", Kind: webgw.Internal, Field: "state-dir", Public: "the directory can't be made", Err: err}
+	}
+	var err error
+	e.Key, err = e.key(c, role)
+	return e, err
+}
+
+// key returns the identity of a role.
+func (e Env) key(c Common, role string) (ident.Key, error) {
+	if !e.Key.IsZero() {
+		return e.Key, nil
+	}
+	path := filepath.Join(c.StateDir, role+".key")
+	k, created, err := ident.LoadOrCreate(path)
+	if created {
+		e.Log.Info("made a new identity; keep the file", "path", path, "id", k.ID().String())
+	}
+	return k, err
+}
+
+// registry returns a client of the registry that the configuration names.
+func (e Env) registry(c Common, s string) (*client.Client, error) {
+	id, endpoint, err := client.ParseRegistry(s)
+	if err != nil {
+		return nil, err
+	}
+	out := &client.Client{Endpoints: []string{endpoint}, Server: id, Key: e.Key, Net: e.Net, Log: e.Log}
+	if id.IsZero() {
+		known := &registries{path: filepath.Join(c.StateDir, "registries"), log: e.Log}
+		out.TrustServer = known.trust
+	}
+	return out, nil
+}
+
+func (e Env) feed(c *client.Client, scope client.Scope) live.Feed {
+	var f live.Feed = feed{c, scope, e.Log}
+	if e.Feed != nil {
+		f = e.Feed(f)
+	}
+	return f
+}
+
+// startStatus opens the status page, if there is to be one.
+func (e Env) startStatus(ctx context.Context, g *run.Group, c Common, info *Info, checks []check) error {
+	if c.MetricsAddr == "" {
+		return nil
+	}
+	l, err := e.Net.Listen(ctx, "tcp", c.MetricsAddr)
+	if err != nil {
+		return &webgw.Error{Op: "start", Kind: webgw.Unavailable, Field: "metrics-addr", Public: "can't listen on " + c.MetricsAddr, Err: err}
+	}
+	info.Addrs["metrics"] = l.Addr()
+	g.Go("status page", func(ctx context.Context) error { return serveStatus(ctx, l, e.Metrics, checks, e.Log) })
+	return nil
+}

@@ -11,4 +11,3 @@ var errNotBuilt = &webgw.Error{Op: "start", Kind: webgw.Unsupported, Public: "th
 
 func runRegistry(context.Context, RegistryConfig, Env) error { return errNotBuilt }
 func runGateway(context.Context, GatewayConfig, Env) error   { return errNotBuilt }
-func runNode(context.Context, NodeConfig, Env) error         { return errNotBuilt }

@@ -42,11 +42,14 @@ type Node struct {
 	Metrics  prometheus.Registerer                                      // nil: counted but not registered
 	Log      *slog.Logger                                               // nil: discards
 
+	Ready func() // told once, when the last good state is in force; nil: nobody
+
 	// Told, from many goroutines, what happens; nil: nobody.
 	OnStream func(Stream)
 	OnAccess func(webgw.Access)
 
 	since   time.Time
+	once    sync.Once // Ready
 	allowed atomic.Pointer[allowed]
 	follow  *live.Follower
 	declare *live.Declarer
@@ -127,6 +130,9 @@ func (n *Node) View() *live.View { return n.follow.View() }
 func (n *Node) apply(v *live.View) {
 	a := digest(v, n.Key.ID(), n.Policy.Owners)
 	old := n.allowed.Swap(a)
+	if n.Ready != nil {
+		n.once.Do(n.Ready)
+	}
 	close(old.superior)
 	n.m.exposures.Set(float64(len(a.exposures)))
 	poke(n.wake)
