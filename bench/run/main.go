@@ -1,0 +1,273 @@
+//go:build linux
+
+// Command run measures the whole data path, from a load generator through a
+// gateway and a node to a workload, each in a process of its own on loopback,
+// beside HAProxy in front of HAProxy, interleaved in the same run. Its output
+// is one table. See bench/README.md for what each row means.
+//
+// It must not know how the gateway and the node work inside: it runs the real
+// binary and looks at it from outside.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"regexp"
+	"syscall"
+	"time"
+)
+
+type options struct {
+	rounds  int
+	seconds float64
+	only    *regexp.Regexp // of measures
+	systems *regexp.Regexp
+	idle    int
+	json    bool
+	strace  bool
+	profile string // directory, or ""
+	webgw   string // binary, or "" to build it
+}
+
+func main() {
+	var o options
+	var role, config, only, systems string
+	flag.IntVar(&o.rounds, "rounds", 5, "how often each measure is taken of each system, interleaved; the median is shown")
+	flag.Float64Var(&o.seconds, "seconds", 2, "length of one measure")
+	flag.StringVar(&only, "only", "", "regular `expression` of the measures to take")
+	flag.StringVar(&systems, "systems", "", "regular `expression` of the systems to measure")
+	flag.IntVar(&o.idle, "idle", 2000, "idle connections held to measure memory")
+	flag.BoolVar(&o.json, "json", false, "print every value of every round as JSON instead of the table")
+	flag.BoolVar(&o.strace, "strace", false, "show which system calls carry the bytes instead of measuring")
+	flag.StringVar(&o.profile, "profile", "", "run webgw's roles inside bench/run and write their CPU and heap profiles of each measure into this `directory`")
+	flag.StringVar(&o.webgw, "webgw", "", "the webgw `binary` to measure; none builds it")
+	flag.StringVar(&role, "role", "", "internal: what this process is")
+	flag.StringVar(&config, "config", "", "internal: the role's configuration")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := func() (err error) {
+		if role != "" {
+			return runRole(ctx, role, json.RawMessage(config))
+		}
+		if o.only, err = regexp.Compile(only); err != nil {
+			return err
+		}
+		if o.systems, err = regexp.Compile(systems); err != nil {
+			return err
+		}
+		return o.run(ctx)
+	}()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench/run: error:", err)
+		os.Exit(1)
+	}
+}
+
+// rig is what all systems are measured with: one process of workloads, one of
+// visitors, and a directory for files.
+type rig struct {
+	o     options
+	dir   string
+	sink  *child
+	load  *child
+	ports sinkPorts
+	cert  string // PEM file of certificate and key for secureHost
+	bin   string // webgw, or ""
+}
+
+// secureHost and the like are the names by which visitors ask for workloads.
+const (
+	secureHost = "secure.bench.example" // TLS ended by the gateway
+	plainHost  = "plain.bench.example"  // plain HTTP
+	passHost   = "pass.bench.example"   // TLS passed through
+)
+
+func (o options) run(ctx context.Context) (err error) {
+	r := &rig{o: o}
+	if r.dir, err = os.MkdirTemp("", "webgw-bench"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(r.dir)
+	if r.cert, err = writeCertificate(r.dir); err != nil {
+		return err
+	}
+	if r.sink, err = startRole(ctx, "sink", nil, &r.ports); err != nil {
+		return err
+	}
+	defer r.sink.stop()
+	if r.load, err = startRole(ctx, "load", nil, nil); err != nil {
+		return err
+	}
+	defer r.load.stop()
+	kinds := r.kinds(ctx)
+	if o.strace {
+		return r.trace(ctx, kinds)
+	}
+	t := newTable()
+	if err := r.speeds(ctx, kinds, t); err != nil {
+		return err
+	}
+	if err := r.memory(ctx, kinds, t); err != nil {
+		return err
+	}
+	if o.json {
+		return t.writeJSON(os.Stdout)
+	}
+	t.writeMarkdown(os.Stdout)
+	return nil
+}
+
+// speeds takes the measures that interleave: round by round, each measure of
+// each system.
+func (r *rig) speeds(ctx context.Context, kinds []kind, t *table) error {
+	var wanted []measure
+	for _, m := range measures() {
+		if m.op != opIdle && r.o.only.MatchString(m.name()) {
+			wanted = append(wanted, m)
+		}
+	}
+	if len(wanted) == 0 {
+		return nil
+	}
+	var systems []*system
+	defer func() {
+		for _, s := range systems {
+			s.stop()
+		}
+	}()
+	for _, k := range kinds {
+		s, err := k.start(ctx)
+		if err != nil {
+			return fmt.Errorf("start %s: %w", k.name, err)
+		}
+		systems = append(systems, s)
+	}
+	for round := range r.o.rounds {
+		for _, m := range wanted {
+			for _, s := range systems {
+				at, ok := s.services[m.service]
+				if !ok {
+					continue
+				}
+				j := job{Endpoint: at, Op: m.op, Streams: m.streams, Seconds: r.o.seconds, Warm: warmUp(r.o.seconds), PIDs: s.pids()}
+				profiled, err := s.profile(r.o.profile, m, r.o.seconds)
+				if err != nil {
+					return err
+				}
+				var res result
+				if err := r.load.call(j, &res); err != nil {
+					return fmt.Errorf("%s of %s: %w", m.name(), s.name, err)
+				}
+				if err := profiled(); err != nil {
+					return err
+				}
+				if res.Failed != "" {
+					fmt.Fprintf(os.Stderr, "%s of %s: %d failed, the first with: %s\n", m.name(), s.name, res.Failures, res.Failed)
+				}
+				t.add(s.name, m, res)
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
+			}
+			fmt.Fprintf(os.Stderr, "round %d of %d: %s\n", round+1, r.o.rounds, m.name())
+		}
+	}
+	return nil
+}
+
+func warmUp(seconds float64) float64 { return max(0.2, seconds/8) }
+
+// memory measures idle connections, each system in fresh processes.
+func (r *rig) memory(ctx context.Context, kinds []kind, t *table) error {
+	for _, m := range measures() {
+		if m.op != opIdle || !r.o.only.MatchString(m.name()) {
+			continue
+		}
+		for _, k := range kinds {
+			if err := r.idle(ctx, k, m, t); err != nil {
+				return fmt.Errorf("%s of %s: %w", m.name(), k.name, err)
+			}
+		}
+		fmt.Fprintln(os.Stderr, m.name())
+	}
+	return nil
+}
+
+func (r *rig) idle(ctx context.Context, k kind, m measure, t *table) error {
+	s, err := k.start(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.stop()
+	at, ok := s.services[m.service]
+	if !ok {
+		return nil
+	}
+	var res result
+	hold := job{Endpoint: at, Op: opIdle, Streams: 50}
+	if err := r.load.call(hold, &res); err != nil { // what is needed once, for any number
+		return err
+	}
+	if err := r.load.call(job{Op: opRelease}, &res); err != nil {
+		return err
+	}
+	before, err := s.settle()
+	if err != nil {
+		return err
+	}
+	hold.Streams = r.o.idle
+	if err := r.load.call(hold, &res); err != nil {
+		return err
+	}
+	defer r.load.call(job{Op: opRelease}, &result{})
+	if res.Failures > 0 {
+		return fmt.Errorf("%d of %d connections failed: %s", res.Failures, hold.Streams, res.Failed)
+	}
+	after, err := s.settle()
+	if err != nil {
+		return err
+	}
+	profiled, err := s.profile(r.o.profile, m, 0)
+	if err == nil {
+		err = profiled()
+	}
+	if err != nil {
+		return err
+	}
+	res.Idle = make([]footprint, len(after))
+	for i := range after {
+		res.Idle[i] = after[i].less(before[i]).over(hold.Streams)
+	}
+	t.add(s.name, m, res)
+	return nil
+}
+
+// settle waits until the processes' memory stands still, and returns what each
+// takes.
+func (s *system) settle() ([]footprint, error) {
+	const every, still, most = 300 * time.Millisecond, 5, 60
+	var last []footprint
+	for calm, tries := 0, 0; calm < still && tries < most; tries++ {
+		time.Sleep(every)
+		now := make([]footprint, len(s.hops))
+		for i, h := range s.hops {
+			var err error
+			if now[i], err = h.footprint(); err != nil {
+				return nil, err
+			}
+		}
+		calm++
+		for i := range last {
+			if d := now[i].KB - last[i].KB; d > 0.005*now[i].KB || -d > 0.005*now[i].KB {
+				calm = 0
+			}
+		}
+		last = now
+	}
+	return last, nil
+}
