@@ -65,7 +65,7 @@ func (c *Client) ListAll(ctx context.Context, kind webgw.Kind, owner webgw.ID) (
 
 func (c *Client) list(ctx context.Context, kind webgw.Kind, owner webgw.ID, withdrawn bool) (all []Signed, err error) {
 	const op = "list records"
-	q := url.Values{"limit": {"1000"}}
+	q := url.Values{"limit": {"250"}}
 	if kind != "" {
 		q.Set("kind", string(kind))
 	}

@@ -87,6 +87,17 @@ func claims(r *webgw.Record) []claim {
 	return nil
 }
 
+// hosts counts the host names among a record's claims.
+func hosts(r *webgw.Record) int {
+	switch {
+	case r.Exposure != nil:
+		return len(r.Exposure.Hosts)
+	case r.NameClaim != nil, r.Gateway != nil && r.Gateway.Zone != "":
+		return 1
+	}
+	return 0
+}
+
 func portKey(gateway webgw.ID, port uint16) string {
 	return "port/" + gateway.String() + "/" + strconv.Itoa(int(port))
 }
@@ -444,14 +455,9 @@ const storedFactor = 10
 
 // count checks the owner's quota for a new version of a record.
 func (p *plan) count(r *webgw.Record) error {
-	live, stored, names := 1, 1, 0
+	live, stored, names := 1, 1, hosts(r)
 	if r.Deleted {
-		live = 0
-	}
-	for _, c := range claims(r) {
-		if c.host != "" {
-			names++
-		}
+		live, names = 0, 0
 	}
 	for k, e := range p.m.byOwner[p.owner] {
 		if k == r.Key() {
@@ -462,11 +468,7 @@ func (p *plan) count(r *webgw.Record) error {
 			continue
 		}
 		live++
-		for _, c := range claims(e.Record) {
-			if c.host != "" {
-				names++
-			}
-		}
+		names += hosts(e.Record)
 	}
 	over := func(what string, most int) error {
 		return &webgw.Error{Kind: webgw.Exhausted, Public: fmt.Sprintf("this registry lets one owner hold %d %s", most, what), Hint: "withdraw what is not used"}

@@ -74,7 +74,7 @@ var DefaultQuota = Quota{Records: 1000, Names: 1000}
 func (s *Server) init() {
 	s.once.Do(func() {
 		s.mirror = newMirror()
-		s.reports = &reports{local: map[webgw.ID]*report{}}
+		s.reports = &reports{local: map[webgw.ID]*report{}, first: make(chan struct{}, 1)}
 		s.lanes = newLanes()
 		s.tokens = make(chan struct{}, maxWrites)
 		s.watches.n = map[webgw.ID]int{}

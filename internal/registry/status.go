@@ -38,6 +38,7 @@ type reports struct {
 	mu    sync.Mutex
 	local map[webgw.ID]*report
 	lease store.Lease
+	first chan struct{} // holds a token when a first reporter has come
 }
 
 type report struct {
@@ -90,6 +91,10 @@ func (s *Server) report(ctx context.Context, id webgw.ID, st webgw.Status) error
 	if rp == nil {
 		rp = &report{}
 		s.reports.local[id] = rp
+		select {
+		case s.reports.first <- struct{}{}:
+		default:
+		}
 	}
 	rp.status, rp.at = st, now
 	write := (old == nil || old.lease != s.reports.lease || news(old.Status, st, newest)) && now.Sub(rp.written) >= reportAtMost
@@ -193,8 +198,19 @@ func (s *Server) keepLease(ctx context.Context) error {
 		}
 		s.expire(ctx, time.Now())
 		s.reports.mu.Lock()
+		idle := len(s.reports.local) == 0
+		if idle {
+			s.reports.lease = 0 // nothing hangs on it any more: it may end
+		}
 		lease := s.reports.lease
 		s.reports.mu.Unlock()
+		if idle {
+			select {
+			case <-s.reports.first:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
 		if lease == 0 || time.Since(kept) < leaseEvery {
 			continue
 		}
