@@ -27,6 +27,7 @@ type RegistryConfig struct {
 	Common `yaml:",inline"`
 
 	Listen        string   `yaml:"listen" help:"host:port of the registry's API; empty is :8443." placeholder:"HOST:PORT"`
+	Address       string   `yaml:"address" help:"host:port by which others reach the registry; empty is the host name and the port of listen." placeholder:"HOST:PORT"`
 	EtcdEndpoints []string `name:"etcd-endpoint" yaml:"etcd-endpoints" help:"URL of an external etcd; none embeds one in the state directory." placeholder:"URL"`
 	EtcdCA        string   `name:"etcd-ca" yaml:"etcd-ca" help:"PEM file of the authorities that the external etcd's certificate must chain to." placeholder:"FILE"`
 	EtcdCert      string   `name:"etcd-cert" yaml:"etcd-cert" help:"PEM file of the certificate to show to the external etcd." placeholder:"FILE"`
@@ -133,6 +134,11 @@ func (c RegistryConfig) Validate() error {
 	if c.Listen != "" {
 		if err := checkListen("listen", c.Listen); err != nil {
 			return err
+		}
+	}
+	if c.Address != "" {
+		if _, _, err := webgw.SplitHostPort(c.Address); err != nil {
+			return invalid("address", "%s", publicOf(err))
 		}
 	}
 	return c.validateEmbedded()

@@ -90,13 +90,18 @@ func followed(view func() *live.View) func() error {
 	}
 }
 
-// hostLabel is the first label of the machine's name, fit for a record's name.
-func hostLabel() string {
+// hostName is the machine's name.
+func hostName() string {
 	h, err := os.Hostname()
 	if err != nil {
-		return "unnamed"
+		return "localhost"
 	}
-	label, _, _ := strings.Cut(strings.ToLower(h), ".")
+	return strings.ToLower(h)
+}
+
+// hostLabel is the first label of the machine's name, fit for a record's name.
+func hostLabel() string {
+	label, _, _ := strings.Cut(hostName(), ".")
 	label = strings.Trim(strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
 			return r
