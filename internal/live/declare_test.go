@@ -15,7 +15,7 @@ func TestDeclarerKeepsTheRecordAlive(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		start := time.Now()
 		fail := 3
-		var at []time.Duration
+		declared := make(chan time.Duration, 10)
 		d := NewDeclarer(40*24*time.Hour, func(_ context.Context, issued, expires time.Time) error {
 			if fail > 0 {
 				fail--
@@ -24,26 +24,29 @@ func TestDeclarerKeepsTheRecordAlive(t *testing.T) {
 			if expires.Sub(issued) != 40*24*time.Hour || !issued.Equal(time.Now()) {
 				t.Errorf("from %v to %v", issued, expires)
 			}
-			at = append(at, time.Since(start))
+			declared <- time.Since(start)
 			return nil
 		}, nil)
 		done := make(chan error)
 		go func() { done <- d.Run(ctx) }()
-		time.Sleep(10 * time.Second) // three failures are over by then
-		synctest.Wait()
-		if len(at) != 1 {
-			t.Fatalf("declared %d times", len(at))
+		first := <-declared // after three failures
+		if first > 10*time.Second {
+			t.Errorf("declared after %v", first)
 		}
-		first := at[0]
-		time.Sleep(60 * 24 * time.Hour)
+		time.Sleep(61 * 24 * time.Hour)
 		d.Poke()
 		synctest.Wait()
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		if len(at) != 5 || at[1]-first != 20*24*time.Hour || at[2]-first != 40*24*time.Hour {
-			t.Errorf("declared at %v", at)
+		for i, want := range []time.Duration{20, 40, 60} {
+			if got := <-declared - first; got != want*24*time.Hour {
+				t.Errorf("%d: declared again after %v, want %d days", i, got, want)
+			}
+		}
+		if len(declared) != 1 {
+			t.Errorf("declared %d times upon a poke", len(declared))
 		}
 	})
 }
