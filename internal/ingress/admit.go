@@ -1,0 +1,181 @@
+package ingress
+
+import (
+	"net/netip"
+	"sync"
+	"sync/atomic"
+)
+
+// doors counts who is inside, in all and per address.
+type doors struct {
+	total  atomic.Int64
+	shards [64]shard
+}
+
+type shard struct {
+	mu     sync.Mutex
+	by     map[netip.Addr]int
+	visits map[*visit]struct{}
+}
+
+// place is what connections are counted by: an IPv4 address, or the /64 that a
+// single customer of IPv6 usually holds.
+func place(a netip.Addr) netip.Addr {
+	if !a.Is6() {
+		return a
+	}
+	b := a.As16()
+	clear(b[8:])
+	return netip.AddrFrom16(b)
+}
+
+func (d *doors) shard(a netip.Addr) *shard {
+	b := a.As16()
+	h := uint32(2166136261) // FNV-1a: only spreads, the limits hold whatever it gives
+	for _, c := range b {
+		h = (h ^ uint32(c)) * 16777619
+	}
+	return &d.shards[h%uint32(len(d.shards))]
+}
+
+// enter counts v in, or says which limit forbids it.
+func (d *doors) enter(v *visit, limits *Limits) (reason string) {
+	if d.total.Add(1) > int64(limits.Connections) {
+		d.total.Add(-1)
+		return reasonTotal
+	}
+	a := place(v.visitor.Addr())
+	s := d.shard(a)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.by == nil {
+		s.by, s.visits = map[netip.Addr]int{}, map[*visit]struct{}{}
+	}
+	if s.by[a] >= limits.PerAddress {
+		d.total.Add(-1)
+		return reasonAddress
+	}
+	s.by[a]++
+	v.counted = true
+	s.visits[v] = struct{}{}
+	return ""
+}
+
+// uncount stops counting v against the limits.
+func (d *doors) uncount(v *visit) {
+	a := place(v.visitor.Addr())
+	s := d.shard(a)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d.uncountLocked(s, v, a)
+}
+
+func (d *doors) uncountLocked(s *shard, v *visit, a netip.Addr) {
+	if !v.counted {
+		return
+	}
+	v.counted = false
+	d.total.Add(-1)
+	if s.by[a]--; s.by[a] == 0 {
+		delete(s.by, a)
+	}
+}
+
+// leave forgets v.
+func (d *doors) leave(v *visit) {
+	a := place(v.visitor.Addr())
+	s := d.shard(a)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d.uncountLocked(s, v, a)
+	delete(s.visits, v)
+}
+
+// each calls f, which must not wait, for everybody inside.
+func (d *doors) each(f func(*visit)) {
+	for i := range d.shards {
+		s := &d.shards[i]
+		s.mu.Lock()
+		for v := range s.visits {
+			f(v)
+		}
+		s.mu.Unlock()
+	}
+}
+
+// owner is what one owner's exposures use together.
+type owner struct {
+	active atomic.Int64 // streams and requests
+}
+
+// admit counts a stream or request of the route in. Each true needs a release.
+func (r *Route) admit(limits *Limits) bool {
+	if r.owner.active.Add(1) > int64(limits.PerOwner) {
+		r.owner.active.Add(-1)
+		return false
+	}
+	return true
+}
+
+func (r *Route) release() { r.owner.active.Add(-1) }
+
+// adopt takes over from the table before what outlives a table: counters,
+// health and idle connections. It returns the targets that nothing leads to
+// any more. The table is not yet in use.
+func (t *Table) adopt(old *Table) (retired []*target) {
+	if old == nil {
+		return nil
+	}
+	var routes []*Route
+	if t != nil {
+		for id, o := range old.owners {
+			if t.owners[id] != nil {
+				t.owners[id] = o
+			}
+		}
+		for _, r := range t.routes {
+			r.owner = t.owners[r.Key.Owner]
+		}
+		routes = t.routes
+	}
+	for _, was := range old.routes { // both are in the order of their keys
+		for len(routes) > 0 && compareKeys(routes[0].Key, was.Key) < 0 {
+			routes = routes[1:]
+		}
+		if len(routes) == 0 || routes[0].Key != was.Key {
+			retired = append(retired, was.targets...)
+			continue
+		}
+		r := routes[0]
+		for _, target := range was.targets {
+			if !r.take(target) {
+				retired = append(retired, target)
+			}
+		}
+		r.next.Store(was.next.Load())
+	}
+	return retired
+}
+
+// take makes an earlier table's target the route's, if it leads there too.
+func (r *Route) take(was *target) bool {
+	for i, own := range r.targets {
+		if own.Target == was.Target {
+			r.targets[i] = was
+			return true
+		}
+	}
+	return false
+}
+
+func newRoute(t *Table, d Declared) *Route {
+	r := &Route{Key: d.Key, Exposure: d.Exposure, owner: t.owners[d.Key.Owner]}
+	if r.owner == nil {
+		r.owner = &owner{}
+		t.owners[d.Key.Owner] = r.owner
+	}
+	for _, to := range d.Exposure.Targets {
+		r.targets = append(r.targets, &target{Target: to})
+	}
+	return r
+}

@@ -1,0 +1,453 @@
+package ingress
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"webgw.dev/webgw"
+	"webgw.dev/webgw/internal/netx"
+)
+
+// web serves HTTP: net/http's server behind the filter, and its reverse proxy
+// with transports whose connections are streams.
+type web struct {
+	s       *Server
+	server  *http.Server
+	conns   *handover
+	tls     *tls.Config
+	proxy   *httputil.ReverseProxy
+	serving sync.WaitGroup
+}
+
+const maxStreams = 250 // of one HTTP/2 connection
+
+func newWeb(s *Server) *web {
+	w := &web{s: s, conns: &handover{ch: make(chan net.Conn), done: make(chan struct{})}}
+	errorLog := slog.NewLogLogger(s.log.Handler(), slog.LevelDebug) // of visitors' doing
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	w.server = &http.Server{
+		Handler:           w,
+		ReadHeaderTimeout: s.limits.Hello,
+		IdleTimeout:       s.limits.Idle,
+		MaxHeaderBytes:    maxHead,
+		Protocols:         &protocols,
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: maxStreams,
+			SendPingTimeout:      30 * time.Second,
+			PingTimeout:          15 * time.Second,
+			WriteByteTimeout:     s.limits.Stall,
+		},
+		ErrorLog:    errorLog,
+		BaseContext: func(net.Listener) context.Context { return s.ctx },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, connOf(c))
+		},
+		DisableGeneralOptionsHandler: true, // "OPTIONS *" is the workload's
+	}
+	w.tls = &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		NextProtos: []string{"h2", "http/1.1"},
+		GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			c, err := s.Certificates.GetCertificate(h)
+			if err != nil {
+				// Without a certificate and an error, the alert is unrecognized_name.
+				s.metrics.refused(reasonCert)
+				s.log.Warn("no certificate", "host", h.ServerName, "err", err)
+				return nil, nil
+			}
+			return c, nil
+		},
+	}
+	w.proxy = &httputil.ReverseProxy{
+		Rewrite:        rewrite,
+		Transport:      w,
+		FlushInterval:  -1,
+		BufferPool:     buffers{},
+		ErrorLog:       errorLog,
+		ModifyResponse: modifyResponse,
+		ErrorHandler:   w.failed,
+	}
+	return w
+}
+
+// start begins to serve what is handed over.
+func (w *web) start() {
+	w.serving.Go(func() {
+		if err := w.server.Serve(w.conns); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+			w.s.log.Error("HTTP server ended", "err", err)
+		}
+	})
+}
+
+// shutdown lets requests finish: HTTP/2 is told GOAWAY, HTTP/1 to close.
+func (w *web) shutdown(ctx context.Context) {
+	if err := w.server.Shutdown(ctx); err != nil && ctx.Err() == nil {
+		w.s.log.Warn("HTTP shutdown", "err", err)
+	}
+}
+
+func (w *web) close() {
+	if err := w.server.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		w.s.log.Debug("HTTP close", "err", err)
+	}
+	w.serving.Wait()
+}
+
+// handover is the listener of an HTTP server whose connections come from the
+// corridor.
+type handover struct {
+	ch   chan net.Conn
+	once sync.Once
+	done chan struct{}
+}
+
+func (h *handover) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.ch:
+		return c, nil
+	case <-h.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (h *handover) Close() error {
+	h.once.Do(func() { close(h.done) })
+	return nil
+}
+
+func (h *handover) Addr() net.Addr { return &net.TCPAddr{} }
+
+func (w *web) hand(c net.Conn) {
+	select {
+	case w.conns.ch <- c:
+	case <-w.conns.done:
+		c.Close()
+	}
+}
+
+// visitConn is the visitor's connection for those who read it from the start;
+// closing it ends the visit.
+type visitConn struct {
+	net.Conn
+	v     *visit
+	head  []byte
+	route *Route // by server name, if TLS ends here
+	name  string // the server name, normalized
+}
+
+func (c *visitConn) Read(p []byte) (int, error) {
+	if len(c.head) > 0 {
+		n := copy(p, c.head)
+		if c.head = c.head[n:]; len(c.head) == 0 {
+			c.head = nil
+		}
+		return n, nil
+	}
+	return c.Conn.Read(p)
+}
+
+func (c *visitConn) Close() error {
+	defer c.v.leave()
+	return c.Conn.Close()
+}
+
+func (c *visitConn) CloseWrite() error { return netx.CloseWrite(c.Conn) }
+
+// take serves plain HTTP.
+func (w *web) take(v *visit, head []byte) {
+	w.hand(newFilter(&visitConn{Conn: v.raw, v: v, head: head}, v))
+}
+
+// terminate ends TLS and serves the HTTP in it.
+func (w *web) terminate(v *visit, r *Route, seen sniffed, deadline time.Time) {
+	c := &visitConn{Conn: v.raw, v: v, head: seen.head, route: r, name: webgw.NormalizeHost(seen.hello.ServerName)}
+	t := tls.Server(c, w.tls)
+	err := c.SetDeadline(deadline)
+	if err == nil {
+		err = t.HandshakeContext(w.s.ctx)
+	}
+	if err == nil {
+		err = c.SetDeadline(time.Time{})
+	}
+	if err != nil {
+		w.s.metrics.refused(reasonTLSFail)
+		w.s.log.Debug("TLS handshake failed", "visitor", v.visitor, "err", err)
+		c.Close()
+		return
+	}
+	if t.ConnectionState().NegotiatedProtocol == "h2" {
+		w.hand(t)
+		return
+	}
+	w.hand(newFilter(t, v))
+}
+
+type connKey struct{}
+
+// connInfo is what requests know of their connection.
+type connInfo struct {
+	c      *visitConn
+	tls    bool
+	filter *filter // nil: HTTP/2
+}
+
+func connOf(c net.Conn) connInfo {
+	var i connInfo
+	if f, ok := c.(*filter); ok {
+		i.filter, c = f, f.Conn
+	}
+	if t, ok := c.(*tls.Conn); ok {
+		i.tls, c = true, t.NetConn()
+	}
+	i.c = c.(*visitConn)
+	return i
+}
+
+type exchangeKey struct{}
+
+// exchange is one request and its answer.
+type exchange struct {
+	http.ResponseWriter
+	web     *web
+	conn    connInfo
+	in      *http.Request
+	id      string
+	host    string // normalized, without port
+	route   *Route
+	upgrade bool // asked for, over HTTP/1
+	body    bool
+
+	target   *target // that answered
+	status   int
+	read     atomic.Int64 // bytes of the request's body
+	written  int64        // bytes of the answer's body
+	err      error
+	hijacked *countedConn
+}
+
+// Unwrap is for http.ResponseController.
+func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
+
+// WriteHeader notes the status. The filter learns that no upgrade happens
+// before the visitor can.
+func (x *exchange) WriteHeader(status int) {
+	if x.status == 0 && status >= 200 {
+		x.status = status
+		if x.conn.filter != nil {
+			x.conn.filter.Resume()
+		}
+	}
+	x.ResponseWriter.WriteHeader(status)
+}
+
+func (x *exchange) Write(p []byte) (int, error) {
+	if x.status == 0 {
+		x.WriteHeader(http.StatusOK)
+	}
+	n, err := x.ResponseWriter.Write(p)
+	x.written += int64(n)
+	return n, err
+}
+
+// newRequestID returns 128 random bits.
+func newRequestID() string {
+	var b [16]byte
+	rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// ServeHTTP routes one request, admits it and passes it on.
+func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	x := &exchange{ResponseWriter: rw, web: w, conn: r.Context().Value(connKey{}).(connInfo), in: r, id: newRequestID()}
+	start := time.Now()
+	x.host = hostOf(r.Host)
+	path := r.URL.Path
+	version := "http/1"
+	if r.ProtoMajor == 2 {
+		version = "http/2"
+	}
+	gauge := w.s.metrics.streams.WithLabelValues(string(webgw.HTTP))
+	gauge.Inc()
+	defer func() {
+		gauge.Dec()
+		p := recover()
+		if p != nil && p != http.ErrAbortHandler {
+			w.s.metrics.panics.Inc()
+		}
+		in, out := x.read.Load(), x.written
+		if c := x.hijacked; c != nil {
+			x.status = http.StatusSwitchingProtocols
+			in, out = in+c.in.Load(), out+c.out.Load()
+		}
+		took := time.Since(start)
+		w.s.metrics.requests.WithLabelValues(version, statusClass(x.status)).Inc()
+		w.s.metrics.took.WithLabelValues(version).Observe(took.Seconds())
+		w.s.metrics.carried(string(webgw.HTTP), in, out)
+		a := Access{Err: x.err, Access: webgw.Access{Time: start, Visitor: x.conn.c.v.visitor.Addr(), Method: r.Method, Host: x.host,
+			Path: path, Proto: r.Proto, Status: x.status, BytesIn: in, BytesOut: out, Took: took, ID: x.id}}
+		if x.route != nil {
+			a.Exposure = x.route.Key
+		}
+		if x.target != nil {
+			a.Target = x.target.Target
+		}
+		w.s.record(a)
+		if p != nil {
+			panic(p) // net/http closes the connection, and logs if it is a bug
+		}
+	}()
+	if r.ProtoMajor == 1 {
+		// Else an answer that comes before the end of the request's body would
+		// make the server swallow the rest of it.
+		if err := http.NewResponseController(rw).EnableFullDuplex(); err != nil {
+			x.err = err
+		}
+	}
+	if p := x.admit(); p != nil {
+		x.answer(p)
+		return
+	}
+	defer x.route.release()
+	x.body = r.Body != nil && r.Body != http.NoBody
+	ctx := context.WithValue(r.Context(), exchangeKey{}, x)
+	w.proxy.ServeHTTP(x, r.WithContext(ctx))
+}
+
+func statusClass(status int) string {
+	if status < 100 || status > 599 {
+		return "none" // given up, mostly by the visitor
+	}
+	return string('0'+byte(status/100)) + "xx"
+}
+
+// answer sends one of the gateway's own pages.
+func (x *exchange) answer(p *page) {
+	if x.in.ProtoMajor == 1 && p.status != http.StatusNotFound && p.status < 500 {
+		x.Header().Set("Connection", "close")
+	}
+	p.write(x, x.in.Header.Get("Accept"), x.web.s.Name, x.id)
+}
+
+// hostOf takes the port off a Host, and normalizes the name.
+func hostOf(h string) string {
+	if i := strings.LastIndexByte(h, ':'); i >= 0 && !strings.HasSuffix(h, "]") {
+		h = h[:i]
+	}
+	return webgw.NormalizeHost(h)
+}
+
+// admit finds the request's route and counts it in, or returns the page that
+// refuses it.
+func (x *exchange) admit() *page {
+	r := x.in
+	if x.conn.filter != nil {
+		if code := r.Header.Get(refusedField); code != "" {
+			x.host = ""
+			return refusals[code]
+		}
+		x.upgrade = x.conn.filter.Asked()
+	} else if p := checkHTTP2(r); p != nil {
+		return p
+	}
+	t := x.web.s.table.Load()
+	route := t.HTTP(x.host)
+	if x.conn.tls {
+		route = t.TLS(x.host)
+		if x.host != x.conn.c.name && (route == nil || route.Key != x.conn.c.route.Key) {
+			return &misdirected // RFC 9110 section 15.5.20
+		}
+		if route != nil && route.Exposure.Protocol != webgw.HTTP {
+			return &misdirected
+		}
+	}
+	if route == nil {
+		if t.TLS(x.host) != nil {
+			return &tlsOnly
+		}
+		return &unknownHost
+	}
+	if !route.admit(&x.web.s.limits) {
+		x.web.s.metrics.refused(reasonOwner)
+		return &ownerBusy
+	}
+	x.route = route
+	return nil
+}
+
+// checkHTTP2 is what the filter does for HTTP/1, as far as net/http's HTTP/2
+// server doesn't.
+func checkHTTP2(r *http.Request) *page {
+	fields := 0
+	for _, v := range r.Header {
+		fields += len(v)
+	}
+	hosts := r.Header["Host"]
+	switch {
+	case fields > maxFields:
+		return &headTooLarge
+	case r.Method == http.MethodConnect || r.Method == http.MethodTrace:
+		return &badMethod
+	case r.Host == "" || len(hosts) > 1 || len(hosts) == 1 && hosts[0] != r.Host || strings.ContainsAny(r.Host, "@/?#, \t\\"):
+		return &badHost // RFC 9113 section 8.3.1
+	}
+	return nil
+}
+
+// Hijack gives the connection to the proxy for an upgrade that the visitor
+// asked for.
+func (x *exchange) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	f := x.conn.filter
+	if f == nil || !f.Upgrade() {
+		return nil, nil, errors.New("ingress: the visitor asked for no upgrade")
+	}
+	c, rw, err := http.NewResponseController(x.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	x.hijacked = &countedConn{Conn: c}
+	return x.hijacked, rw, nil
+}
+
+// countedConn counts the bytes of an upgraded connection. Those that the
+// buffers of the HTTP server hold at the start pass uncounted.
+type countedConn struct {
+	net.Conn
+	in, out atomic.Int64
+}
+
+func (c *countedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.in.Add(int64(n))
+	return n, err
+}
+
+func (c *countedConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.out.Add(int64(n))
+	return n, err
+}
+
+// CloseWrite passes a half-close on.
+func (c *countedConn) CloseWrite() error { return netx.CloseWrite(c.Conn) }
+
+// buffers lends the proxy memory to copy with.
+type buffers struct{}
+
+var bufferPool = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+
+func (buffers) Get() []byte  { return bufferPool.Get().(*[32 << 10]byte)[:] }
+func (buffers) Put(b []byte) { bufferPool.Put((*[32 << 10]byte)(b)) }

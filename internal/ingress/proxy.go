@@ -1,0 +1,279 @@
+package ingress
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"webgw.dev/webgw"
+)
+
+// isForwardingField reports whether a field tells who the visitor is or how it
+// came: the gateway alone says that. CGI makes one variable of "_" and "-".
+func isForwardingField(name string) bool {
+	name = strings.ReplaceAll(strings.ToLower(name), "_", "-")
+	switch name {
+	case "forwarded", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "true-client-ip", "x-request-id", "x-original-url", "x-rewrite-url":
+		return true
+	}
+	return strings.HasPrefix(name, "x-forwarded-") || strings.HasPrefix(name, "webgw-")
+}
+
+// isDroppedField reports whether a field goes no further than the gateway.
+func isDroppedField(name string) bool {
+	switch name {
+	case "Proxy", // becomes HTTP_PROXY in CGI: httpoxy, CVE-2016-5385
+		"Http2-Settings":
+		return true
+	}
+	return isForwardingField(name) || strings.Contains(name, "_") && isFramingField([]byte(strings.ReplaceAll(name, "_", "-")))
+}
+
+// rewrite makes the request to the workload. The proxy has removed hop-by-hop
+// fields already, so that what is set here stands.
+func rewrite(pr *httputil.ProxyRequest) {
+	x := pr.In.Context().Value(exchangeKey{}).(*exchange)
+	out, v := pr.Out, x.conn.c.v
+	for name := range out.Header {
+		if isDroppedField(name) {
+			delete(out.Header, name)
+		}
+	}
+	for name := range out.Trailer {
+		if isDroppedField(name) {
+			delete(out.Trailer, name)
+		}
+	}
+	if !x.upgrade || hasToken(pr.In.Header.Get("Upgrade"), "h2c") {
+		out.Header.Del("Upgrade")
+		out.Header.Del("Connection")
+	}
+	out.URL.Scheme, out.URL.Host, out.URL.User = "http", "workload", nil
+	out.URL.RawQuery = pr.In.URL.RawQuery // as it is: a workload may read it in its own way
+	out.Host = pr.In.Host
+	delete(out.Header, "Host")
+
+	proto := "http"
+	if x.conn.tls {
+		proto = "https"
+	}
+	addr := v.visitor.Addr()
+	h := out.Header
+	h.Set("X-Forwarded-For", addr.String())
+	h.Set("X-Forwarded-Host", out.Host)
+	h.Set("X-Forwarded-Proto", proto)
+	h.Set("X-Forwarded-Port", strconv.Itoa(int(v.local.Port())))
+	h.Set("Forwarded", "for="+forwardedNode(addr)+";host="+quoted(out.Host)+";proto="+proto)
+	h.Set("X-Request-Id", x.id)
+}
+
+// forwardedNode writes an address as RFC 7239 section 6 wants it.
+func forwardedNode(a netip.Addr) string {
+	if a.Is6() {
+		return `"[` + a.String() + `]"`
+	}
+	return a.String()
+}
+
+// quoted writes s as a token, or as a quoted string if it is none.
+func quoted(s string) string {
+	if isToken([]byte(s)) {
+		return s
+	}
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
+}
+
+var errUnasked = errors.New("ingress: the workload switched to a protocol that was not asked for")
+
+func modifyResponse(res *http.Response) error {
+	x := res.Request.Context().Value(exchangeKey{}).(*exchange)
+	if res.StatusCode == http.StatusSwitchingProtocols && !x.upgrade {
+		return errUnasked
+	}
+	for name := range res.Header {
+		if strings.HasPrefix(name, "Webgw-") {
+			delete(res.Header, name)
+		}
+	}
+	return nil
+}
+
+// failed answers a request that got no answer from a workload.
+func (w *web) failed(_ http.ResponseWriter, r *http.Request, err error) {
+	x := r.Context().Value(exchangeKey{}).(*exchange)
+	x.err = err
+	if x.hijacked != nil {
+		return // nobody is there to be told
+	}
+	if f := x.conn.filter; f != nil {
+		if p := f.Refusal(); p != nil {
+			x.answer(p)
+			return
+		}
+	}
+	if x.in.Context().Err() != nil && w.s.ctx.Err() == nil {
+		panic(http.ErrAbortHandler) // the visitor is gone
+	}
+	var open *openError
+	p := &brokenPage
+	switch {
+	case isTimeout(err) || isNetTimeout(err):
+		p = &noAnswer
+	case errors.As(err, &open) && !open.refused:
+		p = &noTarget
+	case open != nil || isRefusal(err):
+		p = &refusedPage
+	}
+	w.s.log.Info("request got no answer", "exposure", x.route.Key.String(), "request", x.id, "err", err)
+	x.answer(p)
+}
+
+func isNetTimeout(err error) bool {
+	var n net.Error
+	return errors.As(err, &n) && n.Timeout()
+}
+
+// RoundTrip sends a request to the targets of its route, one after the other
+// as long as none can have had any of it.
+func (w *web) RoundTrip(r *http.Request) (*http.Response, error) {
+	x := r.Context().Value(exchangeKey{}).(*exchange)
+	h2 := overH2C(x.route.Exposure.Upstream, x.in)
+	turn := x.route.turn()
+	var last error
+	for t := turn.pick(time.Now()); t != nil; t = turn.pick(time.Now()) {
+		x.target = t
+		body := &attempt{from: r.Body, x: x}
+		try := r.WithContext(r.Context())
+		if r.Body != nil {
+			try.Body = body
+			body.trailer = try.Trailer
+		}
+		res, err := w.transport(x.route, t, h2).RoundTrip(try)
+		if err == nil {
+			t.worked()
+			return res, nil
+		}
+		if r.Context().Err() != nil || !neverHad(err) {
+			return nil, err
+		}
+		if _, ok := errors.AsType[*openError](err); !ok {
+			t.failed(time.Now()) // refused late; open has counted the others
+		}
+		last = err
+		if !body.stop() {
+			break // some of the body is gone
+		}
+	}
+	return nil, last
+}
+
+// neverHad reports whether the workload can't have had the request.
+func neverHad(err error) bool {
+	_, open := errors.AsType[*openError](err)
+	return open || isRefusal(err)
+}
+
+// overH2C decides how the workload is spoken to.
+func overH2C(u webgw.Upstream, r *http.Request) bool {
+	switch u {
+	case webgw.UpstreamH2C:
+		return true
+	case webgw.UpstreamHTTP1:
+		return false
+	}
+	kind := r.Header.Get("Content-Type")
+	return r.ProtoMajor == 2 && (kind == "application/grpc" || strings.HasPrefix(kind, "application/grpc+") || strings.HasPrefix(kind, "application/grpc;"))
+}
+
+// attempt is the request's body during one attempt to send it. Closing it
+// leaves the visitor's body alone.
+type attempt struct {
+	from    io.ReadCloser
+	x       *exchange
+	state   atomic.Int32
+	trailer http.Header // of the outgoing request: announced names, to be filled
+}
+
+const (
+	attemptFresh int32 = iota
+	attemptBegun
+	attemptOver
+)
+
+func (a *attempt) Read(p []byte) (int, error) {
+	if !a.state.CompareAndSwap(attemptFresh, attemptBegun) && a.state.Load() == attemptOver {
+		return 0, http.ErrBodyReadAfterClose
+	}
+	n, err := a.from.Read(p)
+	a.x.read.Add(int64(n))
+	if err == io.EOF {
+		for name := range a.trailer {
+			a.trailer[name] = a.x.in.Trailer[name]
+		}
+	}
+	return n, err
+}
+
+func (a *attempt) Close() error { return nil }
+
+// stop ends the attempt; false if some of the body may have been read.
+func (a *attempt) stop() bool {
+	return a.from == nil || a.state.CompareAndSwap(attemptFresh, attemptOver)
+}
+
+// Upstream connections.
+const (
+	idlePerTarget  = 256
+	upstreamIdle   = 75 * time.Second
+	continueWait   = 2 * time.Second // for a workload's 100 (Continue); then the body is sent anyway
+	maxAnswerHead  = 256 << 10
+	upstreamPing   = 30 * time.Second
+	upstreamPinged = 15 * time.Second
+)
+
+// transport returns the target's transport, whose connections are streams to
+// it. It lives as long as the target stands in the table, and by its idle
+// connections a little longer.
+func (w *web) transport(r *Route, t *target, h2 bool) *http.Transport {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	place := &t.http1
+	if h2 {
+		place = &t.h2c
+	}
+	if *place != nil {
+		return *place
+	}
+	var protocols http.Protocols
+	protocols.SetHTTP1(!h2)
+	protocols.SetUnencryptedHTTP2(h2)
+	tr := &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			x := ctx.Value(exchangeKey{}).(*exchange)
+			from := Origin{Visitor: x.conn.c.v.visitor, Local: x.conn.c.v.local, Host: x.host, Protocol: webgw.HTTP, Prompt: h2 || x.body}
+			stream, err := w.s.open(ctx, r, t, from)
+			if err != nil {
+				return nil, err
+			}
+			return stream, nil
+		},
+		Protocols:              &protocols,
+		DisableCompression:     true,
+		MaxIdleConnsPerHost:    idlePerTarget,
+		IdleConnTimeout:        upstreamIdle,
+		ExpectContinueTimeout:  continueWait,
+		ResponseHeaderTimeout:  w.s.limits.Answer,
+		MaxResponseHeaderBytes: maxAnswerHead,
+		HTTP2:                  &http.HTTP2Config{SendPingTimeout: upstreamPing, PingTimeout: upstreamPinged},
+	}
+	*place = tr
+	return tr
+}
