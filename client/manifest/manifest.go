@@ -8,6 +8,7 @@ package manifest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -37,11 +38,8 @@ type Manifest struct {
 	body body
 }
 
-// Place tells where the document stands, as "file:line:col".
-func (m *Manifest) Place() string {
-	at := m.doc.places[""]
-	return (&Error{File: m.doc.file, Line: at.line, Col: at.col}).Place()
-}
+// Place tells where the document begins.
+func (m *Manifest) Place() Place { return m.doc.place(m.doc.places[""]) }
 
 // Directory finds gateways and nodes by the name of their record.
 type Directory interface {
@@ -142,20 +140,27 @@ func (m *Manifest) Record(ctx context.Context, owner webgw.ID, now time.Time, di
 		return webgw.Record{}, m.doc.locate(err)
 	}
 	if err := r.Validate(); err != nil {
-		if e, ok := err.(*webgw.Error); ok {
-			c := *e
-			if c.Field == "expires" {
-				c.Field = "lifetime"
-			}
-			// The manifest has the body's fields beside the header's.
-			for _, prefix := range []string{"exposure.", "claim.", "farm.", "network."} {
-				c.Field = strings.TrimPrefix(c.Field, prefix)
-			}
-			err = &c
-		}
-		return webgw.Record{}, m.doc.locate(err)
+		return webgw.Record{}, m.Locate(err)
 	}
 	return r, nil
+}
+
+// Locate gives an error about the record, of a check or of the registry, the
+// place of the field that it names, or of the document.
+func (m *Manifest) Locate(err error) error {
+	e, ok := errors.AsType[*webgw.Error](err)
+	if !ok {
+		return err
+	}
+	c := *e
+	if c.Field == "expires" {
+		c.Field = "lifetime"
+	}
+	// The manifest has the body's fields beside the header's.
+	for _, prefix := range []string{"exposure.", "claim.", "farm.", "network."} {
+		c.Field = strings.TrimPrefix(c.Field, prefix)
+	}
+	return m.doc.locate(&c)
 }
 
 // Format writes a record as a manifest that Parse reads back. label gives the

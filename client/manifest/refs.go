@@ -64,7 +64,7 @@ func (res *resolver) one(kind webgw.Kind, r Ref) (webgw.ID, error) {
 	}
 	id, err := Resolve(res.ctx, res.dir, kind, r.path, r.Text)
 	if e, ok := err.(*webgw.Error); ok {
-		return id, &Error{res.doc.file, r.at.line, r.at.col, e}
+		return id, &Error{res.doc.place(r.at), e}
 	}
 	if err == nil {
 		res.known[resolved{kind, r.Text}] = id

@@ -24,23 +24,28 @@ const (
 	maxDepth     = 16      // of nesting; no type of ours needs more than four
 )
 
-// Error is an error at a place in a YAML file.
-type Error struct {
+// Place is where something stands in a file.
+type Place struct {
 	File      string
 	Line, Col int // from 1; 0: unknown
-	Err       *webgw.Error
+}
+
+// String gives "file:line:col".
+func (p Place) String() string {
+	if p.Line == 0 {
+		return p.File
+	}
+	return fmt.Sprintf("%s:%d:%d", p.File, p.Line, p.Col)
+}
+
+// Error is an error at a place in a YAML file.
+type Error struct {
+	Place
+	Err *webgw.Error
 }
 
 // Error gives "file:line:col: field: sentence".
-func (e *Error) Error() string { return e.Place() + ": " + e.Err.Sentence() }
-
-// Place gives "file:line:col".
-func (e *Error) Place() string {
-	if e.Line == 0 {
-		return e.File
-	}
-	return fmt.Sprintf("%s:%d:%d", e.File, e.Line, e.Col)
-}
+func (e *Error) Error() string { return e.Place.String() + ": " + e.Err.Sentence() }
 
 // Unwrap returns the error without its place.
 func (e *Error) Unwrap() error { return e.Err }
@@ -63,8 +68,10 @@ type document struct {
 	places map[string]place
 }
 
+func (d *document) place(at place) Place { return Place{d.file, at.line, at.col} }
+
 func (d *document) errorAt(at place, field, format string, args ...any) error {
-	return &Error{d.file, at.line, at.col, &webgw.Error{Op: "read YAML", Kind: webgw.Invalid, Field: field, Public: fmt.Sprintf(format, args...)}}
+	return &Error{d.place(at), &webgw.Error{Op: "read YAML", Kind: webgw.Invalid, Field: field, Public: fmt.Sprintf(format, args...)}}
 }
 
 // locate gives an error that names a field the place of that field, or of the
@@ -80,10 +87,10 @@ func (d *document) locate(err error) error {
 	field := e.Field
 	for {
 		if at, ok := d.places[field]; ok {
-			return &Error{d.file, at.line, at.col, e}
+			return &Error{d.place(at), e}
 		}
 		if field == "" {
-			return &Error{File: d.file, Err: e}
+			return &Error{Place{File: d.file}, e}
 		}
 		field = field[:max(strings.LastIndexAny(field, ".["), 0)]
 	}
@@ -92,18 +99,26 @@ func (d *document) locate(err error) error {
 // DecodeFile reads a file of exactly one YAML document, or none, into the
 // struct that v points to. Every field of the file must be a field of the
 // struct (by its yaml or json tag) and of its type; the *Error names the place.
-func DecodeFile(file string, data []byte, v any) error {
+// given maps the path of each field in the file ("gateway.tls-addr",
+// "node.owners[0]") to its place.
+func DecodeFile(file string, data []byte, v any) (given map[string]Place, err error) {
 	docs, err := split(file, data)
-	if err != nil {
-		return err
+	if err != nil || len(docs) == 0 {
+		return nil, err
 	}
-	switch len(docs) {
-	case 0:
-		return nil
-	case 1:
-		return docs[0].decode(v)
+	if len(docs) > 1 {
+		return nil, docs[1].errorAt(docs[1].places[""], "", "a second document, where one is enough")
 	}
-	return docs[1].errorAt(docs[1].places[""], "", "a second document, where one is enough")
+	if err := docs[0].decode(v); err != nil {
+		return nil, err
+	}
+	given = map[string]Place{}
+	for path, at := range docs[0].places {
+		if path != "" {
+			given[path] = docs[0].place(at)
+		}
+	}
+	return given, nil
 }
 
 // split parses data into documents, empty ones left out.
@@ -321,7 +336,7 @@ func (d *document) fields(path string, values []*ast.MappingValueNode, v reflect
 		switch {
 		case !ok:
 			e := &webgw.Error{Op: "read YAML", Kind: webgw.Invalid, Field: clip(field), Public: "there is no such field", Hint: suggest(key.Value, names)}
-			return &Error{d.file, at.line, at.col, e}
+			return &Error{d.place(at), e}
 		case seen[key.Value]:
 			return d.errorAt(at, field, "stands twice")
 		}
@@ -361,7 +376,7 @@ func collect(v reflect.Value, known map[string]reflect.Value, names *[]string) {
 // suggest names the known field that was probably meant, or all of them.
 func suggest(got string, names []string) string {
 	for _, n := range names {
-		if strings.EqualFold(strings.ReplaceAll(got, "_", "-"), strings.ReplaceAll(n, "_", "-")) || near(got, n) {
+		if got = strings.ReplaceAll(got, "_", "-"); strings.EqualFold(got, n) || near(got, n) {
 			return "did you mean " + n + "?"
 		}
 	}

@@ -1,0 +1,523 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"webgw.dev/webgw"
+	"webgw.dev/webgw/client"
+	"webgw.dev/webgw/client/manifest"
+	"webgw.dev/webgw/internal/daemon"
+	"webgw.dev/webgw/internal/ident"
+)
+
+type exposeVerb struct {
+	HTTP exposeHTTP `cmd:"" name:"http" help:"Expose a web server by host name; the gateway terminates TLS."`
+	TCP  exposeTCP  `cmd:"" name:"tcp" help:"Expose any TCP server by port."`
+	TLS  exposeTLS  `cmd:"" name:"tls" help:"Expose a TLS server by host name; only it can decrypt."`
+}
+
+type exposeHTTP struct {
+	exposing
+	Upstream string `enum:"auto,http1,h2c," default:"" help:"How the workload is spoken to: auto, http1 or h2c."`
+}
+
+type exposeTCP struct {
+	exposing
+	Port uint16 `help:"Public port; none takes a free one."`
+}
+
+type exposeTLS struct{ exposing }
+
+// exposing is what the verbs below expose have in common.
+type exposing struct {
+	Target   string   `arg:"" help:"PORT, HOST:PORT, unix:/PATH, or direct:HOST:PORT, which gateways dial themselves."`
+	Name     string   `help:"Name; becomes NAME.ZONE at each gateway that has a zone. None makes one up."`
+	Domains  []string `name:"domain" help:"Host name of your own, instead of one in the gateways' zones." placeholder:"HOST"`
+	Gateways []string `name:"gateway" help:"Gateway, by name or identity; none takes the only one, or two." placeholder:"NAME"`
+	Node     string   `help:"Node that the target is on; none runs one here, until Ctrl-C." placeholder:"NAME"`
+	Lifetime string   `help:"How long the exposure counts with --node or a direct target." default:"365d"`
+	Verbose  bool     `short:"v" help:"Log what the node does."`
+	ownerFlags
+
+	protocol webgw.ExposureProtocol
+	Upstream string `kong:"-"`
+	Port     uint16 `kong:"-"`
+}
+
+func (v *exposeHTTP) Run(ctx context.Context, a *app) error {
+	v.protocol, v.exposing.Upstream = webgw.HTTP, v.Upstream
+	return v.run(ctx, a)
+}
+
+func (v *exposeTCP) Run(ctx context.Context, a *app) error {
+	v.protocol, v.exposing.Port = webgw.TCP, v.Port
+	if len(v.Domains) > 0 {
+		return invalid("domain", "", "a TCP port is found by its number, not by a name")
+	}
+	return v.run(ctx, a)
+}
+
+func (v *exposeTLS) Run(ctx context.Context, a *app) error {
+	v.protocol = webgw.TLS
+	return v.run(ctx, a)
+}
+
+func (v *exposing) run(ctx context.Context, a *app) error {
+	address, direct, err := parseTarget(v.Target)
+	if err != nil {
+		return err
+	}
+	lifetime, err := manifest.ParseLifetime(v.Lifetime)
+	if err != nil {
+		return invalid("lifetime", "", "%s", err.(*webgw.Error).Public)
+	}
+	if direct != "" && v.Node != "" {
+		return invalid("node", "", "a direct target is dialed by the gateways, and is on no node")
+	}
+	c, err := a.connect(v.ownerFlags)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	d := newDirectory(c)
+	p, err := v.plan(ctx, d)
+	if err != nil {
+		return err
+	}
+	target := webgw.Target{Direct: direct, Address: address}
+	if direct == "" && v.Node == "" {
+		return v.foreground(ctx, a, d, p, target)
+	}
+	if v.Node != "" {
+		if target.Node, err = manifest.Resolve(ctx, d, webgw.KindNode, "node", v.Node); err != nil {
+			return err
+		}
+	}
+	p.exposure.Targets = []webgw.Target{target}
+	if _, err := p.declare(ctx, c, lifetime); err != nil {
+		return err
+	}
+	public, err := urls(ctx, d, &p.exposure)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(exposedJSON{"exposed", p.name, public, target.Node})
+	}
+	for _, u := range public {
+		a.printf("%s\n", u)
+	}
+	a.notef("exposure %s is declared for %s; webgw status tells when it is up\n", p.name, v.Lifetime)
+	return nil
+}
+
+type exposedJSON struct {
+	Event string   `json:"event"`
+	Name  string   `json:"name"`
+	URLs  []string `json:"urls"`
+	Node  webgw.ID `json:"node,omitzero"`
+}
+
+// declareTries bounds how often a made-up name or port is made up anew.
+const declareTries = 8
+
+// declare puts the exposure, with a free port or another name where those are
+// ours to choose. It refuses to change an exposure that leads elsewhere.
+func (p *plan) declare(ctx context.Context, c *client.Client, lifetime time.Duration) (client.Signed, error) {
+	for try := 1; ; try++ {
+		if p.freePort && p.exposure.Port == 0 {
+			port, err := c.FreePort(ctx, p.exposure.Gateways...)
+			if err != nil {
+				return client.Signed{}, err
+			}
+			p.exposure.Port = port
+		}
+		s, err := p.put(ctx, c, lifetime)
+		if err == nil || try == declareTries || !p.again(err) {
+			return s, err
+		}
+	}
+}
+
+func (p *plan) put(ctx context.Context, c *client.Client, lifetime time.Duration) (client.Signed, error) {
+	key := webgw.Key{Kind: webgw.KindExposure, Owner: c.Key.ID(), Name: p.name}
+	old, err := c.Get(ctx, key)
+	if err != nil && webgw.KindOf(err) != webgw.NotFound {
+		return client.Signed{}, err
+	}
+	if err == nil && old.Record.Live(time.Now()) && !slices.Equal(old.Record.Exposure.Targets, p.exposure.Targets) {
+		return client.Signed{}, &webgw.Error{Op: "expose", Kind: webgw.Taken, Field: "name", Public: fmt.Sprintf("you have an exposure %s already, which leads elsewhere", p.name),
+			Hint: "choose another --name, or withdraw it: webgw delete exposure " + p.name}
+	}
+	s, _, err := c.Declare(ctx, webgw.Record{Kind: webgw.KindExposure, Name: p.name, Expires: time.Now().Add(lifetime), Exposure: &p.exposure})
+	return s, err
+}
+
+// What is exposed in the foreground ends soon by itself, should the machine
+// fall silent.
+const (
+	foregroundLife  = 24 * time.Hour
+	foregroundRenew = foregroundLife / 2
+	renewRetry      = time.Minute
+	pollFast        = 200 * time.Millisecond // until it is up everywhere
+	pollSlow        = 5 * time.Second
+	patience        = 10 * time.Second // after which it is told what is missing
+)
+
+// foreground runs a node in this process that leads to one target, and
+// withdraws everything when ctx ends.
+func (v *exposing) foreground(ctx context.Context, a *app, d *directory, p *plan, target webgw.Target) (err error) {
+	c := d.c
+	dir, key, done, err := a.foregroundNode(p)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	target.Node = key.ID()
+	p.exposure.Targets = []webgw.Target{target}
+
+	registry, err := a.pinned(ctx, registryOf(c), c.Key)
+	if err != nil {
+		return err
+	}
+	config := daemon.NodeConfig{Common: daemon.Common{StateDir: dir}, Name: p.name, Registry: registry, Owners: []string{c.Key.ID().String()}}
+	if err := reachOf(ctx, target.Address, &config); err != nil {
+		return err
+	}
+	log := slog.New(slog.DiscardHandler)
+	if v.Verbose {
+		log = newLogger(a.env.Stderr, daemon.Common{})
+	}
+	// The name and port are settled before the node runs under them.
+	if _, err := p.declare(ctx, c, foregroundLife); err != nil {
+		return err
+	}
+	config.Name = p.name
+	f := &foreground{a: a, c: c, d: d, p: p, target: target, lines: make(chan any, 256)}
+	env := daemon.Env{Net: a.env.Net, Log: log, Key: key, Drain: 2 * time.Second, OnAccess: f.access, OnStream: f.stream, Release: version().Version}
+
+	// The node outlives ctx: first the exposure is withdrawn, then it drains.
+	nodeCtx, stopNode := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan error, 1)
+	go func() { ended <- config.Run(nodeCtx, env) }()
+	stop := func() error {
+		stopNode()
+		err := <-ended
+		if errors.Is(err, context.Canceled) {
+			return nil
+		}
+		return err
+	}
+	err = f.follow(ctx, ended)
+	return errors.Join(err, f.withdraw(ctx), f.forget(ctx, key, p.name), stop())
+}
+
+func registryOf(c *client.Client) string {
+	if c.Server.IsZero() {
+		return c.Endpoints[0]
+	}
+	return c.Server.String() + "@" + c.Endpoints[0]
+}
+
+// foregroundNode gives the node its key and directory: lasting ones for a name
+// that was chosen, passing ones for a made-up name.
+func (a *app) foregroundNode(p *plan) (dir string, key ident.Key, done func() error, err error) {
+	fail := func(err error) (string, ident.Key, func() error, error) { return "", ident.Key{}, nil, err }
+	if p.chosen {
+		if dir, err = os.MkdirTemp("", "webgw-expose-*"); err != nil {
+			return fail(err)
+		}
+		done = func() error { return os.RemoveAll(dir) }
+		if key, err = ident.Generate(); err != nil {
+			return fail(errors.Join(err, done()))
+		}
+		return dir, key, done, nil
+	}
+	base, err := a.stateDir("expose")
+	if err != nil {
+		return fail(err)
+	}
+	dir = filepath.Join(base, p.name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fail(explain(err))
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fail(explain(err))
+	}
+	done = lock.Close
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			err = &webgw.Error{Op: "expose", Kind: webgw.Taken, Field: "name", Public: "another webgw expose runs here with the name " + p.name, Hint: "stop it, or choose another --name"}
+		}
+		return fail(errors.Join(err, done()))
+	}
+	if key, _, err = ident.LoadOrCreate(filepath.Join(dir, "node.key")); err != nil {
+		if errors.Is(err, fs.ErrPermission) {
+			err = explain(err)
+		}
+		return fail(errors.Join(err, done()))
+	}
+	return dir, key, done, nil
+}
+
+// foreground follows one exposure and tells what happens to it.
+type foreground struct {
+	a      *app
+	c      *client.Client
+	d      *directory
+	p      *plan
+	target webgw.Target
+	lines  chan any // webgw.Access or daemon.Stream; what does not fit is lost
+
+	up   map[webgw.ID]bool
+	told map[string]bool // URLs
+}
+
+// access and stream take news from the node; they never wait.
+func (f *foreground) access(x webgw.Access) { f.tell(x) }
+func (f *foreground) stream(s daemon.Stream) {
+	// Requests tell of themselves; their streams matter only when they fail.
+	if s.Err != nil || s.Ended && f.p.exposure.Protocol != webgw.HTTP {
+		f.tell(s)
+	}
+}
+
+func (f *foreground) tell(x any) {
+	select {
+	case f.lines <- x:
+	default:
+	}
+}
+
+// follow prints until ctx ends or the node does.
+func (f *foreground) follow(ctx context.Context, ended chan error) error {
+	f.up, f.told = map[webgw.ID]bool{}, map[string]bool{}
+	news := make(chan webgw.ExposureStatus)
+	poll, stop := context.WithCancel(ctx)
+	var polling sync.WaitGroup
+	polling.Go(func() { f.poll(poll, news) })
+	defer polling.Wait()
+	defer stop()
+	renew := time.NewTimer(foregroundRenew)
+	defer renew.Stop()
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	var last webgw.ExposureStatus
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-ended:
+			ended <- err
+			return nil
+		case s := <-news:
+			last = s
+			if err := f.news(s); err != nil {
+				return err
+			}
+		case <-late.C:
+			if len(f.up) == 0 && last.Why != "" && !f.a.json {
+				f.a.notef("not up yet: %s\n", printable(last.Why))
+			}
+		case x := <-f.lines:
+			if err := f.print(x); err != nil {
+				return err
+			}
+		case <-renew.C:
+			again := foregroundRenew
+			if _, err := f.p.put(ctx, f.c, foregroundLife); err != nil && ctx.Err() == nil {
+				f.a.notef("not renewed, will be tried again: %v\n", err)
+				again = renewRetry
+			}
+			renew.Reset(again)
+		}
+	}
+}
+
+// poll asks for the exposure's status and passes on what differs.
+func (f *foreground) poll(ctx context.Context, news chan<- webgw.ExposureStatus) {
+	key := webgw.Key{Kind: webgw.KindExposure, Owner: f.c.Key.ID(), Name: f.p.name}
+	var last string
+	for {
+		wait := pollFast
+		o, err := f.c.Status(ctx)
+		i := slices.IndexFunc(o.Exposures, func(e webgw.ExposureStatus) bool { return e.Key == key })
+		if err == nil && i >= 0 { // else it is tried again; what serves goes on serving
+			s := o.Exposures[i]
+			if !slices.ContainsFunc(s.Gateways, func(w webgw.WayStatus) bool { return !w.Up }) {
+				wait = pollSlow
+			}
+			if now := fmt.Sprint(s); now != last {
+				last = now
+				select {
+				case news <- s:
+				case <-ctx.Done():
+				}
+			}
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return
+		}
+	}
+}
+
+// news tells which gateways have begun or ceased to serve.
+func (f *foreground) news(s webgw.ExposureStatus) error {
+	for _, w := range s.Gateways {
+		if f.up[w.ID] == w.Up {
+			continue
+		}
+		f.up[w.ID] = w.Up
+		if !w.Up {
+			delete(f.up, w.ID)
+		}
+		if f.a.json {
+			out := struct {
+				Event   string   `json:"event"`
+				Gateway string   `json:"gateway"`
+				ID      webgw.ID `json:"id"`
+				Up      bool     `json:"up"`
+				Why     string   `json:"why"`
+			}{"gateway", w.Name, w.ID, w.Up, w.Why}
+			if err := f.a.printJSON(out); err != nil {
+				return err
+			}
+		} else if !w.Up {
+			f.a.notef("down at %s: %s\n", printable(w.Name), printable(w.Why))
+		}
+	}
+	public, err := f.urls()
+	if err != nil {
+		return err
+	}
+	var fresh []string
+	for _, u := range public {
+		if !f.told[u] {
+			f.told[u] = true
+			fresh = append(fresh, u)
+		}
+	}
+	switch {
+	case len(fresh) == 0:
+	case f.a.json:
+		return f.a.printJSON(exposedJSON{"exposed", f.p.name, fresh, f.target.Node})
+	default:
+		for _, u := range fresh {
+			f.a.printf("%s -> %s\n", u, f.target.Address)
+		}
+	}
+	return nil
+}
+
+// urls are the public ones of gateways that serve.
+func (f *foreground) urls() ([]string, error) {
+	serving := f.p.exposure
+	serving.Gateways, serving.Hosts = nil, nil
+	for _, id := range f.p.exposure.Gateways {
+		if f.up[id] {
+			serving.Gateways = append(serving.Gateways, id)
+		}
+	}
+	for _, h := range f.p.exposure.Hosts {
+		if g := gatewayFor(f.p.gateways, h); f.up[g.Owner] || !webgw.Under(h, g.Gateway.Zone) {
+			serving.Hosts = append(serving.Hosts, h)
+		}
+	}
+	return urls(context.Background(), f.d, &serving) // the gateways are known already
+}
+
+// print writes a line per request or stream.
+func (f *foreground) print(x any) error {
+	switch x := x.(type) {
+	case webgw.Access:
+		if f.a.json {
+			return f.a.printJSON(struct {
+				Event string `json:"event"`
+				webgw.Access
+			}{"request", x})
+		}
+		gateway, err := f.d.call(context.Background(), webgw.KindGateway, x.Gateway)
+		if err != nil {
+			return err
+		}
+		f.a.printf("%s %s\n", x.Time.Local().Format("15:04:05"), printable(fmt.Sprintf("%s %s %d %s %s %s via %s", x.Method, x.Path, x.Status, size(x.BytesOut), took(x.Took), x.Visitor, gateway)))
+	case daemon.Stream:
+		why := ""
+		if x.Err != nil {
+			why = x.Err.Error()
+			if e, ok := errors.AsType[*webgw.Error](x.Err); ok {
+				why = e.Sentence()
+			}
+		}
+		if f.a.json {
+			return f.a.printJSON(struct {
+				Event   string   `json:"event"`
+				Gateway webgw.ID `json:"gateway"`
+				Visitor string   `json:"visitor,omitempty"`
+				In      int64    `json:"bytesIn"`
+				Out     int64    `json:"bytesOut"`
+				Took    int64    `json:"took"` // nanoseconds
+				Error   string   `json:"error,omitempty"`
+			}{"stream", x.Gateway, x.Visitor, x.In, x.Out, int64(x.Took), why})
+		}
+		gateway, err := f.d.call(context.Background(), webgw.KindGateway, x.Gateway)
+		if err != nil {
+			return err
+		}
+		now := time.Now().Format("15:04:05")
+		if !x.Ended {
+			f.a.printf("%s %s\n", now, printable(fmt.Sprintf("refused %s via %s: %s", x.Visitor, gateway, why)))
+			return nil
+		}
+		f.a.printf("%s %s\n", now, printable(strings.TrimSpace(fmt.Sprintf("stream %s in %s out %s %s via %s %s", size(x.In), size(x.Out), took(x.Took), x.Visitor, gateway, why))))
+	}
+	return nil
+}
+
+// withdraw ends the exposure for everybody.
+func (f *foreground) withdraw(ctx context.Context) error {
+	ctx, cancel := shortly(ctx)
+	defer cancel()
+	_, err := f.c.Delete(ctx, webgw.Key{Kind: webgw.KindExposure, Owner: f.c.Key.ID(), Name: f.p.name})
+	if err != nil && webgw.KindOf(err) != webgw.NotFound {
+		return &webgw.Error{Op: "withdraw", Kind: webgw.Unavailable, Public: "the exposure " + f.p.name + " could not be withdrawn; it ends by itself within a day", Hint: "webgw delete exposure " + f.p.name, Err: err}
+	}
+	if f.a.json {
+		return f.a.printJSON(struct {
+			Event string `json:"event"`
+			Name  string `json:"name"`
+		}{"withdrawn", f.p.name})
+	}
+	f.a.printf("withdrawn\n")
+	return nil
+}
+
+// forget withdraws the record of the node, which is of no use without the
+// exposure.
+func (f *foreground) forget(ctx context.Context, key ident.Key, name string) error {
+	ctx, cancel := shortly(ctx)
+	defer cancel()
+	c := &client.Client{Endpoints: f.c.Endpoints, Server: f.c.Server, TrustServer: f.c.TrustServer, Key: key, Net: f.c.Net}
+	defer c.Close()
+	_, err := c.Delete(ctx, webgw.Key{Kind: webgw.KindNode, Owner: key.ID(), Name: name})
+	if webgw.KindOf(err) == webgw.NotFound {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,69 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strconv"
+
+	"webgw.dev/webgw"
+)
+
+func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }
+
+// urls tells where visitors find an exposure: each host once, with the port of
+// the gateway in whose zone it lies, or of the first one.
+func urls(ctx context.Context, d *directory, e *webgw.Exposure) ([]string, error) {
+	var gateways []*webgw.Record
+	for _, id := range e.Gateways {
+		g, err := d.gateway(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if g != nil { // else its record is withdrawn or has expired
+			gateways = append(gateways, g)
+		}
+	}
+	var out []string
+	if e.Protocol == webgw.TCP {
+		for _, g := range gateways {
+			out = append(out, "tcp://"+net.JoinHostPort(publicHost(g.Gateway), strconv.Itoa(int(e.Port))))
+		}
+		return out, nil
+	}
+	for _, h := range e.Hosts {
+		if len(gateways) > 0 {
+			out = append(out, hostURL(e.Protocol, h, gatewayFor(gateways, h)))
+		}
+	}
+	return out, nil
+}
+
+// gatewayFor returns the gateway in whose zone the host lies, or the first.
+func gatewayFor(gateways []*webgw.Record, host string) *webgw.Record {
+	i := slices.IndexFunc(gateways, func(g *webgw.Record) bool { return webgw.Under(host, g.Gateway.Zone) })
+	return gateways[max(i, 0)]
+}
+
+func hostURL(p webgw.ExposureProtocol, host string, g *webgw.Record) string {
+	port := ""
+	if g.Gateway.TLSPort != 443 {
+		port = fmt.Sprintf(":%d", g.Gateway.TLSPort)
+	}
+	if p == webgw.TLS {
+		return fmt.Sprintf("tls://%s:%d", host, g.Gateway.TLSPort)
+	}
+	return "https://" + host + port + "/"
+}
+
+// publicHost is the host at which a gateway is found by everybody, nodes included.
+func publicHost(g *webgw.Gateway) string {
+	host, _, err := net.SplitHostPort(g.Addresses[0]) // records are validated
+	if err != nil {
+		return g.Addresses[0]
+	}
+	return host
+}
