@@ -57,6 +57,9 @@ func (v *configCheck) Run(a *app) error {
 	} else {
 		a.printf("%s is good\n", a.settings.path)
 	}
+	if len(all) == 0 {
+		return nil
+	}
 	rows := [][]string{{"SETTING", "VALUE", "SOURCE"}}
 	for _, s := range all {
 		rows = append(rows, []string{s.Section + "." + s.Field, strings.Join(s.Value, ","), s.Source})
@@ -88,7 +91,7 @@ func (a *app) effective(verb string) ([]settingJSON, error) {
 	var out []settingJSON
 	for _, flag := range k.Selected().Flags {
 		at, ok := one.settings.source[flag]
-		if !ok {
+		if !ok || at.section != verb && at.section != "owner" {
 			continue
 		}
 		if s := (settingJSON{at.section, at.field, values(flag), at.from}); len(s.Value) > 0 && (at.from != "default" || isSet) {

@@ -129,9 +129,6 @@ func newLogger(w io.Writer, c daemon.Common) *slog.Logger {
 
 // explain puts what the system refuses at a role's start into words.
 func explain(err error) error {
-	if _, ok := errors.AsType[*webgw.Error](err); ok || err == nil {
-		return err
-	}
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "listen" {
 		at := ""
 		if op.Addr != nil {
@@ -145,6 +142,9 @@ func explain(err error) error {
 		case errors.Is(err, syscall.EADDRNOTAVAIL):
 			return &webgw.Error{Op: "listen", Kind: webgw.Invalid, Public: "this machine does not have the address" + at, Err: err}
 		}
+	}
+	if _, ok := errors.AsType[*webgw.Error](err); ok {
+		return err
 	}
 	if errors.Is(err, os.ErrPermission) {
 		return &webgw.Error{Kind: webgw.Forbidden, Public: strings.TrimSpace(err.Error()), Hint: "choose a directory that this user may write, by --state-dir", Err: err}
