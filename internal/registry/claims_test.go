@@ -412,6 +412,48 @@ func TestRaceHasOneWinner(t *testing.T) {
 	}
 }
 
+// What comes in between a decision and its transaction, at another replica,
+// counts: the second of two claims that bear on each other loses, whichever
+// two keys they are under.
+func TestWhatComesInBetweenCounts(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		first, second webgw.Record // by owners 1 and 2
+	}{
+		{"the same name", web2("a", 100, "a.x.example"), web2("b", 100, "a.x.example")},
+		{"a wildcard, then a name", web2("a", 100, "*.x.example"), web2("b", 100, "a.x.example")},
+		{"a name, then a wildcard", web2("a", 100, "a.x.example"), web2("b", 100, "*.x.example")},
+		{"a subtree, then a name", claimed("x.example", true), web2("b", 100, "a.b.c.x.example")},
+		{"a name, then a subtree", web2("a", 100, "a.b.c.x.example"), claimed("x.example", true)},
+		{"a zone, then a wildcard", gateway("g", "x.example"), web2("b", 100, "*.x.example")},
+		{"a zone, then a reserved label", gateway("g", "x.example"), web2("b", 100, "ns.x.example")},
+		{"a wildcard, then a zone", web2("a", 100, "*.x.example"), gateway("g", "x.example")},
+		{"a gateway's name", gateway("g", ""), gateway("g", "")},
+		{"a port", tcp("a", 2001, key(100).ID()), tcp("b", 2001, key(100).ID())},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			k := newKV()
+			one, two := newBenchOn(t, k, nil), newBenchOn(t, k, nil)
+			one.must(100, gateway("gent", ""))
+			if err := two.s.mirror.wait(two.ctx, k.at()); err != nil {
+				t.Fatal(err)
+			}
+			first, err := one.sign(key(1), c.first)
+			if err != nil {
+				t.Fatal(err)
+			}
+			k.mu.Lock()
+			k.before = func() {
+				if err := one.write(first); err != nil {
+					t.Error(err)
+				}
+			}
+			k.mu.Unlock()
+			wantKind(t, two.declare(2, c.second), webgw.Taken, "the second")
+		})
+	}
+}
+
 // No sequence of declarations, withdrawals and waiting, at two replicas, leads
 // to two owners whose live names bear on each other.
 func TestOneOwnerPerName(t *testing.T) {

@@ -21,8 +21,8 @@ type kv struct {
 	log     []store.Batch
 	floor   int64 // revisions up to here are forgotten
 	changed chan struct{}
-	fail    error // of every call
-	txns    int
+	fail    error  // of every call
+	before  func() // run once, before the next transaction
 	leases  map[store.Lease]*time.Timer
 	nextID  store.Lease
 }
@@ -64,8 +64,14 @@ func (k *kv) List(_ context.Context, prefix, after string, limit int, at int64) 
 
 func (k *kv) Txn(_ context.Context, conds []store.Cond, ops []store.Op) (bool, int64, error) {
 	k.mu.Lock()
+	before := k.before
+	k.before = nil
+	k.mu.Unlock()
+	if before != nil {
+		before()
+	}
+	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.txns++
 	if k.fail != nil {
 		return false, 0, k.fail
 	}

@@ -173,6 +173,7 @@ func (m *mirror) apply(rev int64, changes []change) {
 			m.publishLocked(c.entry)
 		}
 	}
+	m.loaded = true
 	if rev > m.rev {
 		m.rev = rev
 		close(m.moved)
@@ -244,7 +245,9 @@ func (m *mirror) applyLocked(c change) {
 		}
 	case c.key == keyEpoch:
 		if m.epoch != "" && m.epoch != c.epoch {
-			// Another history: whoever watches must begin anew.
+			// Another history, whose revisions mean other things: whoever
+			// watches must begin anew.
+			m.rev = 0
 			for _, ws := range m.watchers {
 				for w := range ws {
 					w.end()
@@ -317,7 +320,6 @@ func (m *mirror) setReady(ready bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.ready = ready
-	m.loaded = m.loaded || ready
 }
 
 // at returns what the mirror stands at.
@@ -414,7 +416,7 @@ func (s *Server) load(ctx context.Context) error {
 	kept := fresh[:0]
 	for _, c := range fresh { // told already: don't tell the watchers again
 		if c.entry != nil {
-			if old := m.records[c.entry.key]; old != nil && old.mod == c.mod {
+			if old := m.records[c.entry.key]; old != nil && old.mod == c.mod && bytes.Equal(old.Envelope(), c.entry.Envelope()) {
 				continue
 			}
 		}
