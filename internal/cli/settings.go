@@ -48,7 +48,7 @@ type settings struct {
 	path   string // of the file, or "": there is none
 	file   file
 	given  map[string]manifest.Place // fields of the file and where they stand
-	source map[*kong.Flag]setting // where each flag's value came from
+	source map[*kong.Flag]setting    // where each flag's value came from
 }
 
 // setting is where a value came from, and what it is called in the file.
