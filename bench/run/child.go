@@ -240,6 +240,23 @@ func cpuSeconds(pid int) (float64, error) {
 	return (user + system) / 100, errors.Join(err1, err2)
 }
 
+// machineSeconds is how much processor time all processes of the machine have
+// used, together with what the hypervisor gave to other machines while this one
+// wanted it.
+func machineSeconds() (float64, error) {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	f := strings.Fields(string(b)) // cpu user nice system idle iowait irq softirq steal
+	var sum float64
+	for _, i := range []int{1, 2, 3, 8} {
+		s, e := strconv.ParseFloat(f[i], 64)
+		sum, err = sum+s/100, errors.Join(err, e)
+	}
+	return sum, err
+}
+
 // freePort returns a TCP port of the loopback that nobody listens on now.
 func freePort() (int, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -45,6 +46,7 @@ type job struct {
 	Warm    float64 // seconds before the measure begins
 	Seconds float64
 	PIDs    []int // whose processor time to read
+	Own     []int // further processes that belong to the measure
 }
 
 // result is what came of it.
@@ -54,6 +56,7 @@ type result struct {
 	Count    int64     // questions answered
 	CPU      []float64 // seconds, per PID
 	P50, P99 float64   // seconds
+	Others   float64   // processors that went to others meanwhile, other machines of the hypervisor included
 	Failures int64
 	Failed   string      `json:",omitempty"` // the first failure
 	Idle     []footprint `json:",omitempty"` // per stream and process; filled in by the runner
@@ -61,21 +64,17 @@ type result struct {
 
 // load is the process that plays the visitors.
 type load struct {
-	zeros zeros
-	err   error
 	hello map[string][]byte
 	held  []*visitor
 }
 
 func newLoad() *load {
-	l := &load{hello: map[string][]byte{}}
-	l.zeros, l.err = newZeros()
-	return l
+	return &load{hello: map[string][]byte{}}
 }
 
 func (l *load) handle(raw json.RawMessage) any {
 	var j job
-	res, err := result{}, errors.Join(l.err, json.Unmarshal(raw, &j))
+	res, err := result{}, json.Unmarshal(raw, &j)
 	if err == nil {
 		res, err = l.do(j)
 	}
@@ -142,22 +141,29 @@ func (m *meter) add(n int) { m.bytes.Add(int64(n)) }
 
 // measure reads the counters at both ends of the job's time.
 func (m *meter) measure(j job) (res result, err error) {
-	read := func() (at time.Time, bytes, count int64, cpu []float64) {
+	read := func() (at time.Time, bytes, count int64, cpu []float64, others float64) {
 		for _, pid := range j.PIDs {
 			s, e := cpuSeconds(pid)
-			cpu, err = append(cpu, s), errors.Join(err, e)
+			cpu, err, others = append(cpu, s), errors.Join(err, e), others-s
 		}
-		return time.Now(), m.bytes.Load(), m.count.Load(), cpu
+		for _, pid := range append(j.Own, os.Getpid()) {
+			s, e := cpuSeconds(pid)
+			err, others = errors.Join(err, e), others-s
+		}
+		all, e := machineSeconds()
+		err = errors.Join(err, e)
+		return time.Now(), m.bytes.Load(), m.count.Load(), cpu, others + all
 	}
 	m.counting.Store(true)
-	t0, b0, c0, cpu0 := read()
+	t0, b0, c0, cpu0, others0 := read()
 	time.Sleep(seconds(j.Seconds))
-	t1, b1, c1, cpu1 := read()
+	t1, b1, c1, cpu1, others1 := read()
 	m.counting.Store(false)
 	for i := range cpu1 {
 		cpu1[i] -= cpu0[i]
 	}
-	return result{Seconds: t1.Sub(t0).Seconds(), Bytes: b1 - b0, Count: c1 - c0, CPU: cpu1}, err
+	took := t1.Sub(t0).Seconds()
+	return result{Seconds: took, Bytes: b1 - b0, Count: c1 - c0, CPU: cpu1, Others: (others1 - others0) / took}, err
 }
 
 // stop ends all visits.
@@ -224,7 +230,7 @@ func (l *load) visit(j job, m *meter) {
 		case opDown:
 			err = v.down(m)
 		case opUp:
-			err = v.up(l.zeros, m)
+			err = v.up(m)
 		case opKept:
 			err = v.questions(m)
 		case opNew:
@@ -362,21 +368,18 @@ func (v *visitor) head() (int, error) {
 	return n, err
 }
 
-func (v *visitor) up(z zeros, m *meter) error {
+func (v *visitor) up(m *meter) error {
 	if v.at.Host == "" {
 		if err := v.send([]byte{askUp}); err != nil {
 			return err
 		}
-		return z.send(v.tcp, -1, m.add)
+		return send(v.Conn, -1, m.add)
 	}
 	for {
 		if _, err := fmt.Fprintf(v, "PUT /up HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n\r\n", v.at.Host, largeBody); err != nil {
 			return err
 		}
-		if v.tcp == nil {
-			return errors.New("uploads inside TLS are not measured")
-		}
-		if err := z.send(v.tcp, largeBody, m.add); err != nil {
+		if err := send(v.Conn, largeBody, m.add); err != nil {
 			return err
 		}
 		if err := v.answer(); err != nil {

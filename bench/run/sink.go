@@ -8,12 +8,9 @@ import (
 	"errors"
 	"io"
 	"net"
-	"os"
 	"strconv"
 	"strings"
 	"syscall"
-
-	"golang.org/x/sys/unix"
 )
 
 // sinkPorts is where the workloads listen.
@@ -33,50 +30,25 @@ const (
 	largeBody    = 64 << 20
 )
 
-// zeros is a file in memory, small enough to stay in the processor's cache,
-// that bytes are sent from without being copied.
-type zeros struct {
-	f    *os.File
-	size int
-}
+// zeros is what bulk is made of: a buffer small enough to stay in the
+// processor's cache, written as ordinary programs write. (sendfile from memory
+// was tried and is no better a workload: it fills sockets with pieces of one
+// page, which slows splice down and nothing else.)
+var zeros [256 << 10]byte
 
-func newZeros() (zeros, error) {
-	const size = 1 << 20
-	fd, err := unix.MemfdCreate("zeros", unix.MFD_CLOEXEC)
-	if err != nil {
-		return zeros{}, err
-	}
-	f := os.NewFile(uintptr(fd), "zeros")
-	_, err = f.Write(make([]byte, size))
-	return zeros{f, size}, err
-}
-
-// send sends n bytes to c, or without end if n < 0, and tells each portion.
-func (z zeros) send(c *net.TCPConn, n int, sent func(int)) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
+// send sends n zeros to c, or without end if n < 0, and tells each portion.
+func send(c net.Conn, n int, sent func(int)) error {
 	for n != 0 {
-		most := z.size
+		p := zeros[:]
 		if n > 0 {
-			most = min(n, z.size)
+			p = p[:min(n, len(p))]
+			n -= len(p)
 		}
-		var done int
-		var errno error
-		err := raw.Write(func(fd uintptr) bool {
-			offset := int64(0)
-			done, errno = unix.Sendfile(int(fd), int(z.f.Fd()), &offset, most)
-			return errno != unix.EAGAIN
-		})
-		if err = errors.Join(err, errno); err != nil {
+		if _, err := c.Write(p); err != nil {
 			return err
 		}
-		if n > 0 {
-			n -= done
-		}
 		if sent != nil {
-			sent(done)
+			sent(len(p))
 		}
 	}
 	return nil
@@ -119,14 +91,10 @@ func discard(c *net.TCPConn, n int, got func(int)) error {
 
 // serveSinks serves the workloads until the process ends.
 func serveSinks() (sinkPorts, error) {
-	z, err := newZeros()
-	if err != nil {
-		return sinkPorts{}, err
-	}
-	serve := func(handle func(*net.TCPConn, zeros) error) (string, error) {
+	serve := func(handle func(*net.TCPConn) error) (string, error) {
 		return listen(func(c *net.TCPConn) {
 			defer c.Close()
-			handle(c, z) // an error means that the visitor has gone, as they do
+			handle(c) // an error means that the visitor has gone, as they do
 		})
 	}
 	raw, err := serve(rawSink)
@@ -156,7 +124,7 @@ func listen(handle func(*net.TCPConn)) (addr string, err error) {
 	return l.Addr().String(), nil
 }
 
-func rawSink(c *net.TCPConn, z zeros) error {
+func rawSink(c *net.TCPConn) error {
 	r := bufio.NewReaderSize(c, 4096)
 	b, err := r.Peek(1)
 	if err != nil {
@@ -177,7 +145,7 @@ func rawSink(c *net.TCPConn, z zeros) error {
 	}
 	switch ask {
 	case askDown:
-		return z.send(c, -1, nil)
+		return send(c, -1, nil)
 	case askUp:
 		return discard(c, -1, nil)
 	}
@@ -194,7 +162,7 @@ func rawSink(c *net.TCPConn, z zeros) error {
 
 // httpSink speaks as much HTTP/1.1 as the measures need, so that little of the
 // processor goes into it.
-func httpSink(c *net.TCPConn, z zeros) error {
+func httpSink(c *net.TCPConn) error {
 	small := []byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: " + strconv.Itoa(reply) + "\r\n\r\n" + strings.Repeat("x", reply))
 	large := []byte("HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: " + strconv.Itoa(largeBody) + "\r\n\r\n")
 	r := bufio.NewReaderSize(c, 8192)
@@ -214,7 +182,7 @@ func httpSink(c *net.TCPConn, z zeros) error {
 			if _, err := c.Write(large); err != nil {
 				return err
 			}
-			err = z.send(c, largeBody, nil)
+			err = send(c, largeBody, nil)
 		} else {
 			_, err = c.Write(small)
 		}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"math"
+	"runtime"
 	"slices"
 	"strings"
 )
@@ -189,6 +190,19 @@ func (t *table) writeMarkdown(w io.Writer) {
 			}
 			fmt.Fprintf(w, "| %s |\n", strings.Join(cells, " | "))
 		}
+	}
+	var others []float64
+	for _, of := range t.results {
+		for _, rounds := range of {
+			for _, r := range rounds {
+				others = append(others, r.Others)
+			}
+		}
+	}
+	if len(others) > 0 {
+		slices.Sort(others)
+		fmt.Fprintf(w, "\nOf %d processors, others took %.2f in the median measure and %.2f in the most disturbed one.\n",
+			runtime.NumCPU(), median(others), others[len(others)-1])
 	}
 	for _, s := range t.systems {
 		for _, name := range slices.Sorted(maps.Keys(t.results[s])) {

@@ -15,6 +15,8 @@ type Source struct {
 	raw   syscall.RawConn // nil where there is no descriptor, as in memnet
 	class int
 
+	few int // most bytes that the next buffer may hold; 0: what fits
+
 	bulk     bool // bytes come in plenty: move them in the kernel
 	noSplice bool // this kind of socket can't
 
@@ -33,7 +35,7 @@ func NewSource(c net.Conn) *Source {
 	s.try = func(fd uintptr) bool {
 		s.buf = borrowClass(s.class)
 		for {
-			s.n, s.err = syscall.Read(int(fd), s.buf.Free())
+			s.n, s.err = syscall.Read(int(fd), s.room(s.buf))
 			if s.err != syscall.EINTR {
 				break
 			}
@@ -46,6 +48,14 @@ func NewSource(c net.Conn) *Source {
 		return true
 	}
 	return s
+}
+
+// room is what may be filled of b.
+func (s *Source) room(b *Buffer) []byte {
+	if s.few > 0 {
+		return b.Free()[:s.few]
+	}
+	return b.Free()
 }
 
 // Next waits for bytes and returns them in a buffer that the caller must
@@ -66,7 +76,7 @@ func (s *Source) Next() (*Buffer, error) {
 
 func (s *Source) nextPlain() (*Buffer, error) {
 	b := borrowClass(s.class)
-	n, err := s.conn.Read(b.Free())
+	n, err := s.conn.Read(s.room(b))
 	if n > 0 {
 		err = nil // an error that comes with bytes comes again
 	} else if err == nil {
@@ -87,6 +97,8 @@ func (s *Source) took(b *Buffer, n int, err error) (*Buffer, error) {
 		return nil, err
 	}
 	switch room := len(b.Free()); {
+	case s.few > 0:
+		s.few = 0
 	case n == room && s.class < bulkClass:
 		s.class++
 	case n == room && s.raw != nil && !s.noSplice:
@@ -130,6 +142,10 @@ const (
 // get rid of what was read for longer than StallAfter, so that a slow receiver
 // ties up little memory.
 func (s *Source) Stalled() { s.class, s.bulk = 0, false }
+
+// Few lets the next buffer, a small one, hold at most n bytes: told by a reader
+// that knows a header of n bytes to come and wants what follows as a Parcel.
+func (s *Source) Few(n int) { s.class, s.bulk, s.few = 0, false, min(n, sizes[0]) }
 
 // Plenty tells that many bytes are known to come: NextParcel is worth it.
 func (s *Source) Plenty() { s.bulk = s.raw != nil && !s.noSplice }

@@ -355,28 +355,39 @@ func (d *dataConn) recvTo(dst net.Conn) error {
 // kernel rather than copied.
 const bulkFrame = 64 << 10
 
-// moveTo moves the rest of the current frame to dst.
+// moveTo moves the rest of the current frame, and large frames that follow it,
+// to dst.
 func (d *dataConn) moveTo(dst syscall.RawConn) error {
-	d.giveBack()
-	d.src.Plenty()
-	for d.frame > 0 {
-		p, ok, err := d.src.NextParcel(d.frame)
+	for {
+		d.giveBack()
+		d.src.Plenty()
+		for d.frame > 0 {
+			p, ok, err := d.src.NextParcel(d.frame)
+			if err != nil {
+				return unexpected(err)
+			}
+			if !ok {
+				return nil // copy it
+			}
+			if err := p.Send(dst, nil); err != nil {
+				return err
+			}
+			d.frame -= p.N
+			d.bytesIn.Add(int64(p.N))
+		}
+		// What follows is a header: read no more, so that nothing of the next
+		// large frame is copied.
+		d.src.Few(headerLen)
+		t, n, _, err := d.header(true)
 		if err != nil {
 			return unexpected(err)
 		}
-		if !ok {
-			return nil // copy it
+		if t != frameData || n < bulkFrame || len(d.in.Bytes()) > headerLen {
+			return nil // payload takes it from here
 		}
-		if err := p.Send(dst, nil); err != nil {
-			return err
-		}
-		d.frame -= p.N
-		d.bytesIn.Add(int64(p.N))
+		d.in.Consume(headerLen)
+		d.frame = n
 	}
-	// What follows is a header: read little, so that little of the next large
-	// frame is copied.
-	d.src.Stalled()
-	return nil
 }
 
 // sendFrom sends prefix (whole frames), head and then all of src as the stream
