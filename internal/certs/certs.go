@@ -23,22 +23,26 @@ import (
 	"webgw.dev/webgw"
 )
 
+// Pair names the files of a certificate chain, leaf first, and its key, in PEM.
+type Pair struct{ Cert, Key string }
+
 // Store holds certificates. Set the fields, then Load.
 type Store struct {
-	Dir     string                 // where the development authority is kept; made when missing
-	Files   []string               // "cert.pem:key.pem" each: a chain, leaf first, and its key
-	DevCA   bool                   // mint certificates for allowed names that no file covers
-	Allowed func(name string) bool // whether one may be minted; nil: never
+	Files   []Pair
+	Dir     string                 // of the development CA, made when missing; "": there is none
+	Host    string                 // named in the subject of a new development CA
+	Allowed func(name string) bool // whether a certificate may be minted; nil: never
 	Log     *slog.Logger           // nil: discards
 
-	files atomic.Pointer[index]
-	dev   *authority // nil: no DevCA
+	files  atomic.Pointer[index]
+	ca     *authority
+	minted cache
 }
 
 // Pauses and periods of certificates in files.
 const (
-	lookEvery = time.Minute         // whether files have changed
-	warnFor   = 14 * 24 * time.Hour // before one expires
+	watchEvery = time.Minute         // whether files have changed
+	warnFor    = 14 * 24 * time.Hour // before one expires
 )
 
 // index finds certificates by name.
@@ -47,23 +51,20 @@ type index struct {
 	wildcard map[string][]*tls.Certificate // by what follows "*."
 }
 
-// Load reads the files, and reads or makes the authority. It must succeed
-// before anything else is called.
+// Load reads the files, and reads or creates the development CA. It must
+// succeed before anything else is called.
 func (s *Store) Load() error {
 	if s.Log == nil {
 		s.Log = slog.New(slog.DiscardHandler)
 	}
-	if err := s.Reload(); err != nil {
+	if err := s.Reload(); err != nil || s.Dir == "" {
 		return err
 	}
-	if !s.DevCA {
-		return nil
-	}
-	a, err := loadAuthority(s.Dir)
+	a, err := openAuthority(s.Dir, s.Host)
 	if err != nil {
 		return err
 	}
-	s.dev = a
+	s.ca = a
 	return nil
 }
 
@@ -71,24 +72,23 @@ func (s *Store) Load() error {
 // stay as they were, all of them.
 func (s *Store) Reload() error {
 	x := &index{map[string][]*tls.Certificate{}, map[string][]*tls.Certificate{}}
-	for i, pair := range s.Files {
-		c, err := readPair(pair)
-		if e, ok := errors.AsType[*webgw.Error](err); ok {
-			e.Op, e.Field = "read certificates", fmt.Sprintf("certs[%d]", i)
-			return e
+	for _, p := range s.Files {
+		c, err := p.read()
+		if err != nil {
+			return err
 		}
 		x.add(c)
 		if left := time.Until(c.Leaf.NotAfter); left < warnFor {
-			s.Log.Warn("certificate expires soon or has expired", "file", pair, "names", c.Leaf.DNSNames, "expires", c.Leaf.NotAfter)
+			s.Log.Warn("certificate expires soon or has expired", "file", p.Cert, "names", c.Leaf.DNSNames, "expires", c.Leaf.NotAfter)
 		}
 	}
 	s.files.Store(x)
 	return nil
 }
 
-// Run reads the files again whenever they have changed, until ctx ends.
-func (s *Store) Run(ctx context.Context) error {
-	tick := time.NewTicker(lookEvery)
+// Watch reads the files again whenever they have changed, until ctx ends.
+func (s *Store) Watch(ctx context.Context) error {
+	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	seen := s.look()
 	for {
@@ -112,9 +112,8 @@ func (s *Store) Run(ctx context.Context) error {
 
 // look tells how the files look from outside.
 func (s *Store) look() (marks []string) {
-	for _, pair := range s.Files {
-		cert, key, _ := strings.Cut(pair, ":")
-		for _, name := range []string{cert, key} {
+	for _, p := range s.Files {
+		for _, name := range []string{p.Cert, p.Key} {
 			i, err := os.Stat(name)
 			if err != nil {
 				marks = append(marks, err.Error())
@@ -126,13 +125,13 @@ func (s *Store) look() (marks []string) {
 	return marks
 }
 
-// CAPEM returns the certificate of the development authority, for people who
-// choose to trust it; nil without one.
+// CAPEM returns the certificate of the development CA, for people who choose
+// to trust it; nil without one.
 func (s *Store) CAPEM() []byte {
-	if s.dev == nil {
+	if s.ca == nil {
 		return nil
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: pemCert, Bytes: s.dev.cert.Raw})
+	return s.ca.pem
 }
 
 // GetCertificate returns the certificate for the hello's server name: from a
@@ -144,8 +143,8 @@ func (s *Store) GetCertificate(h *tls.ClientHelloInfo) (*tls.Certificate, error)
 	}
 	// A wildcard exposure stands for whatever a visitor may think of: only
 	// what is a host name gets a certificate.
-	if s.dev != nil && s.Allowed != nil && webgw.CheckHost("", name, false) == nil && s.Allowed(name) {
-		return s.dev.certificate(name)
+	if s.ca != nil && s.Allowed != nil && webgw.CheckHost("", name, false) == nil && s.Allowed(name) {
+		return s.minted.get(name, s.ca)
 	}
 	return nil, &webgw.Error{Op: "find certificate", Kind: webgw.NotFound, Public: fmt.Sprintf("there is no certificate for %q", name)}
 }
@@ -194,36 +193,34 @@ func (x *index) find(name string, h *tls.ClientHelloInfo) *tls.Certificate {
 	return best
 }
 
-// readPair reads a certificate chain and its key.
-func readPair(pair string) (*tls.Certificate, error) {
-	cert, key, ok := strings.Cut(pair, ":")
-	if !ok || cert == "" || key == "" {
-		return nil, &webgw.Error{Kind: webgw.Invalid, Public: fmt.Sprintf("%q is not cert.pem:key.pem", pair)}
+// read reads the chain and its key, and checks that they belong together.
+// Field of its errors is the file that is to blame.
+func (p Pair) read() (*tls.Certificate, error) {
+	fail := func(file, what string, err error) (*tls.Certificate, error) {
+		return nil, &webgw.Error{Op: "read certificate", Kind: webgw.Invalid, Field: file, Public: what, Err: err}
 	}
-	chain, err := readFile(cert)
+	chain, err := os.ReadFile(p.Cert)
 	if err != nil {
-		return nil, err
+		return fail(p.Cert, fileTrouble(err), err)
 	}
-	private, err := readFile(key)
+	private, err := os.ReadFile(p.Key)
 	if err != nil {
-		return nil, err
-	}
-	fail := func(public string, err error) (*tls.Certificate, error) {
-		return nil, &webgw.Error{Kind: webgw.Invalid, Public: public, Err: err}
+		return fail(p.Key, fileTrouble(err), err)
 	}
 	leaf, err := firstCertificate(chain)
 	if err != nil {
-		return fail(fmt.Sprintf("%s holds no certificate that can be read", cert), err)
+		return fail(p.Cert, "holds no certificate that can be read", err)
 	}
-	// From here on what is wrong is the key, or a later certificate.
+	if len(leaf.DNSNames) == 0 {
+		return fail(p.Cert, "holds a certificate with no DNS name (subjectAltName)", nil)
+	}
 	c, err := tls.X509KeyPair(chain, private)
 	switch {
-	case err != nil && strings.Contains(err.Error(), "private key does not match") || err != nil && strings.Contains(err.Error(), "private key type does not match"):
-		return fail(fmt.Sprintf("the key in %s does not belong to the certificate in %s", key, cert), err)
-	case err != nil:
-		return fail(fmt.Sprintf("%s holds no key that can be read", key), err)
-	case len(leaf.DNSNames) == 0:
-		return fail(fmt.Sprintf("the certificate in %s names no host (subjectAltName)", cert), nil)
+	case err == nil:
+	case strings.Contains(err.Error(), "does not match"): // crypto/tls has no type for it
+		return fail(p.Key, "is not that of the certificate in "+p.Cert, err)
+	default:
+		return fail(p.Key, "holds no private key that can be read", err)
 	}
 	c.Leaf = leaf
 	return &c, nil
@@ -235,21 +232,19 @@ func firstCertificate(chain []byte) (*x509.Certificate, error) {
 		if b, chain = pem.Decode(chain); b == nil {
 			return nil, errors.New("no PEM block of type CERTIFICATE")
 		}
-		if b.Type == pemCert {
+		if b.Type == "CERTIFICATE" {
 			return x509.ParseCertificate(b.Bytes)
 		}
 	}
 }
 
-func readFile(name string) ([]byte, error) {
-	b, err := os.ReadFile(name)
+// fileTrouble says why a file could not be read.
+func fileTrouble(err error) string {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, &webgw.Error{Kind: webgw.NotFound, Public: fmt.Sprintf("the file %s does not exist", name), Err: err}
+		return "no such file"
 	case errors.Is(err, fs.ErrPermission):
-		return nil, &webgw.Error{Kind: webgw.Forbidden, Public: fmt.Sprintf("the file %s may not be read", name), Hint: "the user that the gateway runs as needs to read it", Err: err}
-	case err != nil:
-		return nil, &webgw.Error{Kind: webgw.Invalid, Public: fmt.Sprintf("the file %s can't be read", name), Err: err}
+		return "may not be read by this user"
 	}
-	return b, nil
+	return "can't be read"
 }
