@@ -1,8 +1,7 @@
-// Package certs gives the certificates for names whose TLS ends at a gateway:
-// those in files, and for the others those of a private development authority.
+// Package certs has the certificates for names whose TLS ends at the gateway:
+// from files that its farmer keeps, or from a development CA of its own.
 //
-// It must not know who asks, which names are exposed (Allowed tells), nor
-// anything of networks.
+// It must not know how names are routed (it is told which are), nor who asks.
 package certs
 
 import (
@@ -15,236 +14,244 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"webgw.dev/webgw"
 )
 
-// Pair names the files of a certificate chain, leaf first, and its key, in PEM.
-type Pair struct{ Cert, Key string }
-
-// Store holds certificates. Set the fields, then Load.
+// Store finds a certificate for a name: in files first, else minted by the
+// development CA. Set the fields, then Load.
 type Store struct {
-	Files   []Pair
-	Dir     string                 // of the development CA, made when missing; "": there is none
-	Host    string                 // named in the subject of a new development CA
-	Allowed func(name string) bool // whether a certificate may be minted; nil: never
-	Log     *slog.Logger           // nil: discards
+	Files   []Pair            // certificates kept by the farmer
+	Dir     string            // where the development CA lives; "": there is none
+	Host    string            // told in the name of the development CA; "": "localhost"
+	Allowed func(string) bool // names (lower case, no trailing dot) that may be minted; nil: none
+	Log     *slog.Logger      // nil: discards
 
-	files  atomic.Pointer[index]
-	ca     *authority
+	files atomic.Pointer[fileSet]
+	ca    *authority // set by Load
+
+	mu     sync.Mutex // one reload at a time
 	minted cache
 }
 
-// Pauses and periods of certificates in files.
-const (
-	watchEvery = time.Minute         // whether files have changed
-	warnFor    = 14 * 24 * time.Hour // before one expires
-)
+// Pair names the PEM files of a certificate chain, leaf first, and its key.
+type Pair struct{ Cert, Key string }
 
-// index finds certificates by name.
-type index struct {
-	exact    map[string][]*tls.Certificate
-	wildcard map[string][]*tls.Certificate // by what follows "*."
+// watchEvery is how often the files are looked at for changes.
+const watchEvery = 10 * time.Second
+
+// expiryWarning is when the log begins to tell that a file's certificate ends.
+const expiryWarning = 7 * 24 * time.Hour
+
+func (s *Store) log() *slog.Logger {
+	if s.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return s.Log
 }
 
-// Load reads the files, and reads or creates the development CA. It must
-// succeed before anything else is called.
+// Load reads the files and the development CA, which it creates the first
+// time. A file that is missing or makes no sense is an error that names it.
+// Load must have returned before the first GetCertificate.
 func (s *Store) Load() error {
-	if s.Log == nil {
-		s.Log = slog.New(slog.DiscardHandler)
-	}
-	if err := s.Reload(); err != nil || s.Dir == "" {
-		return err
-	}
-	a, err := openAuthority(s.Dir, s.Host)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	set, err := s.readFiles()
 	if err != nil {
 		return err
 	}
-	s.ca = a
-	return nil
-}
-
-// Reload reads the files again. If one of them is no good the certificates
-// stay as they were, all of them.
-func (s *Store) Reload() error {
-	x := &index{map[string][]*tls.Certificate{}, map[string][]*tls.Certificate{}}
-	for _, p := range s.Files {
-		c, err := p.read()
-		if err != nil {
+	if s.Dir != "" && s.ca == nil {
+		if s.ca, err = openAuthority(s.Dir, s.Host); err != nil {
 			return err
 		}
-		x.add(c)
-		if left := time.Until(c.Leaf.NotAfter); left < warnFor {
-			s.Log.Warn("certificate expires soon or has expired", "file", p.Cert, "names", c.Leaf.DNSNames, "expires", c.Leaf.NotAfter)
-		}
 	}
-	s.files.Store(x)
+	s.files.Store(set)
 	return nil
 }
 
-// Watch reads the files again whenever they have changed, until ctx ends.
+// Reload reads the files again. If any of them is wrong, all stay as they were.
+func (s *Store) Reload() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	set, err := s.readFiles()
+	if err != nil {
+		return err
+	}
+	s.files.Store(set)
+	return nil
+}
+
+// Watch reloads the files when they change, until ctx ends.
 func (s *Store) Watch(ctx context.Context) error {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
-	seen := s.look()
+	last := s.stamp()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		now := s.look()
-		if slices.Equal(now, seen) {
+		now := s.stamp()
+		if now == last {
 			continue
 		}
-		seen = now
 		if err := s.Reload(); err != nil {
-			s.Log.Error("certificates stay as they were", "err", err)
+			// Certificate and key are not replaced at one instant: look again.
+			s.log().Warn("certificate files stay as they were", "err", err)
 			continue
 		}
-		s.Log.Info("certificates read again", "files", len(s.Files))
+		last = now
+		s.log().Info("certificate files reloaded")
 	}
 }
 
-// look tells how the files look from outside.
-func (s *Store) look() (marks []string) {
+// stamp changes when a file does.
+func (s *Store) stamp() string {
+	var b strings.Builder
 	for _, p := range s.Files {
 		for _, name := range []string{p.Cert, p.Key} {
-			i, err := os.Stat(name)
-			if err != nil {
-				marks = append(marks, err.Error())
-				continue
+			if info, err := os.Stat(name); err == nil {
+				fmt.Fprintf(&b, "%d %d,", info.ModTime().UnixNano(), info.Size())
+			} else {
+				b.WriteString("none,")
 			}
-			marks = append(marks, fmt.Sprint(i.ModTime().UnixNano(), " ", i.Size()))
 		}
 	}
-	return marks
+	return b.String()
 }
 
-// CAPEM returns the certificate of the development CA, for people who choose
-// to trust it; nil without one.
+// fileSet is what the files hold, by name.
+type fileSet struct {
+	exact    map[string][]*tls.Certificate
+	wildcard map[string][]*tls.Certificate // by what follows "*."
+}
+
+func (s *Store) readFiles() (*fileSet, error) {
+	set := &fileSet{map[string][]*tls.Certificate{}, map[string][]*tls.Certificate{}}
+	for _, p := range s.Files {
+		c, err := readPair(p)
+		if err != nil {
+			return nil, err
+		}
+		if left := time.Until(c.Leaf.NotAfter); left < expiryWarning {
+			s.log().Warn("certificate ends soon or has ended", "file", p.Cert, "ends", c.Leaf.NotAfter)
+		}
+		for _, name := range c.Leaf.DNSNames {
+			m := set.exact
+			name, wild := strings.CutPrefix(webgw.NormalizeHost(name), "*.")
+			if wild {
+				m = set.wildcard
+			}
+			m[name] = append(m[name], c)
+		}
+	}
+	return set, nil
+}
+
+func readPair(p Pair) (*tls.Certificate, error) {
+	fail := func(file, what string, err error) error {
+		return &webgw.Error{Op: "read certificate", Kind: webgw.Invalid, Field: file, Public: what, Err: err}
+	}
+	cert, err := os.ReadFile(p.Cert)
+	if err != nil {
+		return nil, fail(p.Cert, fileTrouble(err), err)
+	}
+	key, err := os.ReadFile(p.Key)
+	if err != nil {
+		return nil, fail(p.Key, fileTrouble(err), err)
+	}
+	if err := checkChain(cert); err != nil {
+		return nil, fail(p.Cert, "holds no certificate that can be used, as PEM", err)
+	}
+	c, err := tls.X509KeyPair(cert, key)
+	switch {
+	case err != nil && strings.Contains(err.Error(), "does not match"):
+		return nil, fail(p.Key, "the key is not that of the certificate in "+p.Cert, err)
+	case err != nil:
+		return nil, fail(p.Key, "holds no private key that can be used, as PEM without password", err)
+	case len(c.Leaf.DNSNames) == 0:
+		return nil, fail(p.Cert, "the certificate holds no DNS name", nil)
+	}
+	return &c, nil
+}
+
+// checkChain reports what is wrong with a chain of certificates in PEM.
+func checkChain(data []byte) error {
+	n := 0
+	for {
+		var b *pem.Block
+		if b, data = pem.Decode(data); b == nil {
+			break
+		}
+		if b.Type != "CERTIFICATE" {
+			continue
+		}
+		if _, err := x509.ParseCertificate(b.Bytes); err != nil {
+			return err
+		}
+		n++
+	}
+	if n == 0 {
+		return errors.New("no PEM block of type CERTIFICATE")
+	}
+	return nil
+}
+
+func fileTrouble(err error) string {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "there is no such file"
+	case errors.Is(err, fs.ErrPermission):
+		return "the file may not be read"
+	}
+	return "the file can't be read"
+}
+
+// find returns the certificate for a normalized name that suits the client
+// best: an exact name before a wildcard, which covers one label.
+func (f *fileSet) find(name string, hello *tls.ClientHelloInfo) *tls.Certificate {
+	list := f.exact[name]
+	if len(list) == 0 {
+		if label, rest, ok := strings.Cut(name, "."); ok && label != "" {
+			list = f.wildcard[rest]
+		}
+	}
+	for _, c := range list {
+		if hello.SupportsCertificate(c) == nil {
+			return c
+		}
+	}
+	if len(list) > 0 {
+		return list[0]
+	}
+	return nil
+}
+
+// GetCertificate is for tls.Config. A name that neither a file nor Allowed
+// knows is an error, and costs nothing.
+func (s *Store) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	name := webgw.NormalizeHost(hello.ServerName)
+	if f := s.files.Load(); f != nil {
+		if c := f.find(name, hello); c != nil {
+			return c, nil
+		}
+	}
+	if s.ca != nil && s.Allowed != nil && webgw.CheckHost("", name, false) == nil && s.Allowed(name) {
+		return s.minted.get(name, s.ca)
+	}
+	return nil, &webgw.Error{Op: "find certificate", Kind: webgw.NotFound, Public: "there is no certificate for this name"}
+}
+
+// CAPEM returns the certificate of the development CA, for clients to trust;
+// nil if there is none.
 func (s *Store) CAPEM() []byte {
 	if s.ca == nil {
 		return nil
 	}
 	return s.ca.pem
-}
-
-// GetCertificate returns the certificate for the hello's server name: from a
-// file, else minted if that is allowed, else a NotFound error.
-func (s *Store) GetCertificate(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	name := webgw.NormalizeHost(h.ServerName)
-	if c := s.files.Load().find(name, h); c != nil {
-		return c, nil
-	}
-	// A wildcard exposure stands for whatever a visitor may think of: only
-	// what is a host name gets a certificate.
-	if s.ca != nil && s.Allowed != nil && webgw.CheckHost("", name, false) == nil && s.Allowed(name) {
-		return s.minted.get(name, s.ca)
-	}
-	return nil, &webgw.Error{Op: "find certificate", Kind: webgw.NotFound, Public: fmt.Sprintf("there is no certificate for %q", name)}
-}
-
-func (x *index) add(c *tls.Certificate) {
-	for _, name := range c.Leaf.DNSNames {
-		m := x.exact
-		name, wild := strings.CutPrefix(webgw.NormalizeHost(name), "*.")
-		if wild {
-			m = x.wildcard
-		}
-		m[name] = append(m[name], c)
-	}
-}
-
-// find returns the best certificate for a name: exact before wildcard, which
-// stands for one label (RFC 6125 section 6.4.3). Of several, one that is valid
-// now and that the client can use; of those the first.
-func (x *index) find(name string, h *tls.ClientHelloInfo) *tls.Certificate {
-	all := x.exact[name]
-	if all == nil {
-		if label, rest, ok := strings.Cut(name, "."); ok && label != "" {
-			all = x.wildcard[rest]
-		}
-	}
-	if len(all) == 0 {
-		return nil
-	}
-	if len(all) == 1 {
-		return all[0]
-	}
-	best, points := all[0], -1
-	now := time.Now()
-	for _, c := range all {
-		p := 0
-		if now.After(c.Leaf.NotBefore) && now.Before(c.Leaf.NotAfter) {
-			p += 2
-		}
-		if h.SupportsCertificate(c) == nil {
-			p++
-		}
-		if p > points {
-			best, points = c, p
-		}
-	}
-	return best
-}
-
-// read reads the chain and its key, and checks that they belong together.
-// Field of its errors is the file that is to blame.
-func (p Pair) read() (*tls.Certificate, error) {
-	fail := func(file, what string, err error) (*tls.Certificate, error) {
-		return nil, &webgw.Error{Op: "read certificate", Kind: webgw.Invalid, Field: file, Public: what, Err: err}
-	}
-	chain, err := os.ReadFile(p.Cert)
-	if err != nil {
-		return fail(p.Cert, fileTrouble(err), err)
-	}
-	private, err := os.ReadFile(p.Key)
-	if err != nil {
-		return fail(p.Key, fileTrouble(err), err)
-	}
-	leaf, err := firstCertificate(chain)
-	if err != nil {
-		return fail(p.Cert, "holds no certificate that can be read", err)
-	}
-	if len(leaf.DNSNames) == 0 {
-		return fail(p.Cert, "holds a certificate with no DNS name (subjectAltName)", nil)
-	}
-	c, err := tls.X509KeyPair(chain, private)
-	switch {
-	case err == nil:
-	case strings.Contains(err.Error(), "does not match"): // crypto/tls has no type for it
-		return fail(p.Key, "is not that of the certificate in "+p.Cert, err)
-	default:
-		return fail(p.Key, "holds no private key that can be read", err)
-	}
-	c.Leaf = leaf
-	return &c, nil
-}
-
-func firstCertificate(chain []byte) (*x509.Certificate, error) {
-	for {
-		var b *pem.Block
-		if b, chain = pem.Decode(chain); b == nil {
-			return nil, errors.New("no PEM block of type CERTIFICATE")
-		}
-		if b.Type == "CERTIFICATE" {
-			return x509.ParseCertificate(b.Bytes)
-		}
-	}
-}
-
-// fileTrouble says why a file could not be read.
-func fileTrouble(err error) string {
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return "no such file"
-	case errors.Is(err, fs.ErrPermission):
-		return "may not be read by this user"
-	}
-	return "can't be read"
 }
