@@ -71,6 +71,10 @@ type NodeConfig struct {
 	AllowTargets []netip.Prefix `name:"allow-target" yaml:"allow-targets" help:"Addresses that workloads may be dialed at; none is this machine's loopback." placeholder:"CIDR"`
 	AllowUnix    []string       `name:"allow-unix" yaml:"allow-unix" help:"Directories whose unix sockets may be dialed; none is no unix socket." placeholder:"DIR"`
 	Farmer       webgw.ID       `yaml:"farmer" help:"Identity of the owner of the farm that this node belongs to." placeholder:"ID"`
+
+	// Only, if not empty, are the only targets that this node leads to, as
+	// exposures write them: for a node that serves one exposure.
+	Only []string `kong:"-" yaml:"-"`
 }
 
 // Defaults of the fields whose zero value stands for one.

@@ -11,33 +11,23 @@ import (
 	"webgw.dev/webgw/internal/live"
 )
 
-// Problem is why an exposure is not served here, or not by all its targets.
-// Codes are stable; the words are for people.
-type Problem struct {
-	Exposure webgw.Key
-	Code     string
-	Message  string
-}
-
-// Codes of problems.
+// Codes of problems that the status tells; those of the ingress come along.
 const (
-	NoSession      = "no_session"       // a target's node has no session with this gateway
-	PortInUse      = "port_in_use"      // something else on the machine listens there
 	PortNotOffered = "port_not_offered" // the port is not among those on offer
-	NameTaken      = "name_taken"       // another exposure, which was here first, holds the name or port
+	NameTaken      = "name_taken"       // another owner, who was here first, holds the name or port
 	NoCertificate  = "no_certificate"   // no certificate covers the name
-	TargetRefused  = "target_refused"   // a node or this gateway lately refused to connect
+	TargetRefused  = "target_refused"   // the last dial of a direct target failed
 )
 
 // carried is what this gateway serves out of one view. It never changes.
 type carried struct {
 	exposures map[webgw.Key]*webgw.Record
 	nodes     map[webgw.ID]bool // targets of the exposures
-	problems  []Problem
+	problems  []webgw.Problem
 }
 
 // carry picks the exposures that name this gateway and that it can serve.
-// Where two claim the same name or port, who was carried before wins, then who
+// Where two owners claim the same name or port, who was carried before wins, then who
 // was issued first: the registry lets only one through, so that this happens
 // only if it is broken or lies, and then nobody is thrown out by it.
 func carry(v *live.View, self webgw.ID, ports webgw.PortSet, before *carried) *carried {
@@ -63,7 +53,7 @@ func carry(v *live.View, self webgw.ID, ports webgw.PortSet, before *carried) *c
 		return slices.ContainsFunc(ranges, func(r webgw.PortRange) bool { return r.First <= port && port <= r.Last })
 	}
 	problem := func(r *webgw.Record, code, format string, args ...any) {
-		c.problems = append(c.problems, Problem{r.Key(), code, fmt.Sprintf(format, args...)})
+		c.problems = append(c.problems, webgw.Problem{Exposure: r.Key(), Code: code, Text: fmt.Sprintf(format, args...)})
 	}
 each:
 	for _, r := range mine {
@@ -76,13 +66,15 @@ each:
 			claims = []string{"port " + strconv.Itoa(int(r.Exposure.Port))}
 		}
 		for _, name := range claims {
-			if holders[name] != nil {
-				problem(r, NameTaken, "another exposure already holds %s at this gateway", name)
+			if h := holders[name]; h != nil && h.Owner != r.Owner {
+				problem(r, NameTaken, "another owner already holds %s at this gateway", name)
 				continue each
 			}
 		}
 		for _, name := range claims {
-			holders[name] = r
+			if holders[name] == nil {
+				holders[name] = r
+			}
 		}
 		c.exposures[r.Key()] = r
 		for _, t := range r.Exposure.Targets {
@@ -94,10 +86,10 @@ each:
 	return c
 }
 
-// refusal is the last time that a connection for an exposure was refused.
-type refusal struct {
-	at      time.Time
-	message string
+// trouble is why the last dial for an exposure failed.
+type trouble struct {
+	at   time.Time
+	text string
 }
 
-const rememberRefusal = 5 * time.Minute
+const rememberTrouble = 5 * time.Minute

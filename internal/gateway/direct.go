@@ -23,7 +23,8 @@ import (
 type direct struct {
 	net   netx.Net
 	allow []netip.Prefix
-	own   func() []net.Addr // where this gateway listens
+	bound func() []net.Addr      // where this gateway listens, as far as it knows the addresses
+	owns  func(port uint16) bool // does it listen on the port, at any address?
 }
 
 func refusedTarget(err error) *webgw.Error {
@@ -63,7 +64,7 @@ func (d *direct) control(_, address string) error {
 	if err := netx.Judge(at.Addr(), d.allow, netx.Public); err != nil {
 		return refusedTarget(err)
 	}
-	for _, own := range d.own() {
+	for _, own := range d.bound() {
 		if o := addrPort(own); o.Port() == at.Port() && o.Addr().Unmap() == at.Addr().WithZone("").Unmap() {
 			return refusedTarget(errors.New("it is the gateway itself"))
 		}
@@ -78,10 +79,8 @@ func (d *direct) checkSelf(c net.Conn) error {
 	if local.Addr().Unmap() != remote.Addr().Unmap() {
 		return nil
 	}
-	for _, own := range d.own() {
-		if addrPort(own).Port() == remote.Port() {
-			return refusedTarget(errors.New("it is the gateway itself"))
-		}
+	if d.owns(remote.Port()) {
+		return refusedTarget(errors.New("it is the gateway itself"))
 	}
 	for _, p := range d.allow {
 		if p.Contains(remote.Addr().Unmap()) {

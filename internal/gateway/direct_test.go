@@ -54,7 +54,7 @@ func TestDirectTargetsArePublic(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := memnet.New(1)
 			s := &spy{Host: w.Host("gent")}
-			d := direct{s, tt.allow, func() []net.Addr { return nil }}
+			d := direct{s, tt.allow, func() []net.Addr { return nil }, func(uint16) bool { return false }}
 			ip := netip.MustParseAddr(tt.address)
 			w.Name("target.example", ip)
 			for _, target := range []string{netip.AddrPortFrom(ip, 80).String(), "target.example:80"} {
@@ -101,7 +101,7 @@ func TestDirectTargetsAreNeverTheGateway(t *testing.T) {
 			{"8.8.4.4:9000", prefixes("8.8.4.4/32"), true}, {"8.8.4.4:443", prefixes("8.8.4.4/32"), false},
 			{"127.0.0.1:443", prefixes("127.0.0.0/8"), false}, {"127.0.0.1:9000", prefixes("127.0.0.0/8"), true},
 		} {
-			d := direct{h, tt.allow, func() []net.Addr { return own }}
+			d := direct{h, tt.allow, func() []net.Addr { return own }, func(port uint16) bool { return port == 443 || port == 80 }}
 			c, err := d.dial(t.Context(), tt.target)
 			if (err == nil) != tt.ok || !tt.ok && webgw.KindOf(err) != webgw.Forbidden {
 				t.Errorf("%s with %v: %v", tt.target, tt.allow, err)
