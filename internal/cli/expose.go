@@ -191,7 +191,7 @@ func (v *exposing) foreground(ctx context.Context, a *app, d *directory, p *plan
 	if err != nil {
 		return err
 	}
-	config := daemon.NodeConfig{Common: daemon.Common{StateDir: dir}, Name: p.name, Registry: registry, Owners: []string{c.Key.ID().String()}}
+	config := daemon.NodeConfig{Common: daemon.Common{StateDir: dir}, Name: p.name, Registry: registry, Owners: []string{c.Key.ID().String()}, Only: []string{target.Address}}
 	if err := reachOf(ctx, target.Address, &config); err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ type Policy struct {
 	Owners  []webgw.ID     // whose exposures it carries; none: nobody's
 	Targets []netip.Prefix // where workloads may be dialed; none: the loopback
 	Unix    []string       // directories whose unix sockets may be dialed; none: no socket
+	Only    []string       // the only targets that may be asked for, as exposures write them; none: any
 }
 
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}

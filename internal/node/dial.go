@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -38,6 +39,11 @@ func (n *Node) connect(ctx context.Context, gateway webgw.ID, r tunnel.Request) 
 func (n *Node) dial(ctx context.Context, gateway webgw.ID, r tunnel.Request) (net.Conn, error) {
 	if reason, err := n.judgeSoon(ctx, gateway, r); err != nil {
 		n.refuse(gateway, r, reason, err)
+		return nil, err
+	}
+	if only := n.Policy.Only; len(only) > 0 && !slices.Contains(only, r.Target) {
+		err := forbidden("the node leads to another target only")
+		n.refuse(gateway, r, reasonTarget, err)
 		return nil, err
 	}
 	network, address := "tcp", r.Target

@@ -255,6 +255,23 @@ func TestUnixSocketsNeedPermission(t *testing.T) {
 	})
 }
 
+// A node for one target leads nowhere else, whatever its owner has signed.
+func TestOnlyTarget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		site := exposure(t, owner, "site", webgw.HTTP, time.Hour, "127.0.0.1:80", "127.0.0.1:81")
+		n, spy, _ := rig(t, Policy{Only: []string{"127.0.0.1:80"}}, site)
+		for target, want := range map[string]webgw.ErrorKind{"127.0.0.1:80": webgw.Unavailable, "127.0.0.1:81": webgw.Forbidden} {
+			_, err := n.connect(t.Context(), gent.ID(), tunnel.Request{Kind: tunnel.Sealed, Exposure: site.Record.Key(), Target: target})
+			if webgw.KindOf(err) != want {
+				t.Errorf("%s: %v, want %s", target, err, want)
+			}
+		}
+		if len(spy.dialed) != 1 {
+			t.Errorf("dialed %q", spy.dialed)
+		}
+	})
+}
+
 // A request that is a moment ahead of the node's own view waits for it.
 func TestRequestsMayBeAMomentEarly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
