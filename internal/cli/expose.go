@@ -191,7 +191,8 @@ func (v *exposing) foreground(ctx context.Context, a *app, d *directory, p *plan
 	if err != nil {
 		return err
 	}
-	config := daemon.NodeConfig{Common: daemon.Common{StateDir: dir}, Name: p.name, Registry: registry, Owners: []string{c.Key.ID().String()}, Only: []string{target.Address}}
+	name := p.name // the node keeps it, should the exposure have to take another
+	config := daemon.NodeConfig{Common: daemon.Common{StateDir: dir}, Name: name, Registry: registry, Owners: []string{c.Key.ID().String()}, Only: []string{target.Address}}
 	if err := reachOf(ctx, target.Address, &config); err != nil {
 		return err
 	}
@@ -199,15 +200,23 @@ func (v *exposing) foreground(ctx context.Context, a *app, d *directory, p *plan
 	if v.Verbose {
 		log = newLogger(a.env.Stderr, daemon.Common{})
 	}
-	// The name and port are settled before the node runs under them.
-	if _, err := p.declare(ctx, c, foregroundLife); err != nil {
+	f := &foreground{a: a, c: c, d: d, p: p, target: target, lines: make(chan any, 256)}
+
+	// The registry takes an exposure only of a node that it knows; the exposure
+	// comes before the node runs, so that a name that is taken disturbs nobody.
+	self := &client.Client{Endpoints: c.Endpoints, Server: c.Server, TrustServer: c.TrustServer, Key: key, Net: c.Net}
+	defer self.Close()
+	_, _, err = self.Declare(ctx, webgw.Record{Kind: webgw.KindNode, Name: name, Expires: time.Now().Add(foregroundLife),
+		Node: &webgw.Node{Owners: []webgw.ID{c.Key.ID()}}})
+	if err != nil {
 		return err
 	}
-	config.Name = p.name
-	f := &foreground{a: a, c: c, d: d, p: p, target: target, lines: make(chan any, 256)}
-	env := daemon.Env{Net: a.env.Net, Log: log, Key: key, Drain: 2 * time.Second, OnAccess: f.access, OnStream: f.stream, Release: version().Version}
-
+	forget := func() error { return forgetNode(ctx, self, name) }
+	if _, err := p.declare(ctx, c, foregroundLife); err != nil {
+		return errors.Join(err, forget())
+	}
 	// The node outlives ctx: first the exposure is withdrawn, then it drains.
+	env := daemon.Env{Net: a.env.Net, Log: log, Key: key, Drain: 2 * time.Second, OnAccess: f.access, OnStream: f.stream, Release: version().Version}
 	nodeCtx, stopNode := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan error, 1)
 	go func() { ended <- config.Run(nodeCtx, env) }()
@@ -220,7 +229,7 @@ func (v *exposing) foreground(ctx context.Context, a *app, d *directory, p *plan
 		return err
 	}
 	err = f.follow(ctx, ended)
-	return errors.Join(err, f.withdraw(ctx), f.forget(ctx, key, p.name), stop())
+	return errors.Join(err, f.withdraw(ctx), stop(), forget())
 }
 
 func registryOf(c *client.Client) string {
@@ -508,14 +517,12 @@ func (f *foreground) withdraw(ctx context.Context) error {
 	return nil
 }
 
-// forget withdraws the record of the node, which is of no use without the
+// forgetNode withdraws the record of the node, which is of no use without the
 // exposure.
-func (f *foreground) forget(ctx context.Context, key ident.Key, name string) error {
+func forgetNode(ctx context.Context, self *client.Client, name string) error {
 	ctx, cancel := shortly(ctx)
 	defer cancel()
-	c := &client.Client{Endpoints: f.c.Endpoints, Server: f.c.Server, TrustServer: f.c.TrustServer, Key: key, Net: f.c.Net}
-	defer c.Close()
-	_, err := c.Delete(ctx, webgw.Key{Kind: webgw.KindNode, Owner: key.ID(), Name: name})
+	_, err := self.Delete(ctx, webgw.Key{Kind: webgw.KindNode, Owner: self.Key.ID(), Name: name})
 	if webgw.KindOf(err) == webgw.NotFound {
 		return nil
 	}

@@ -127,18 +127,18 @@ func (p *plan) named() error {
 // again changes a name or port that was made up here and is taken. It reports
 // whether there was one.
 func (p *plan) again(err error) bool {
-	if webgw.KindOf(err) != webgw.Taken {
+	e, ok := errors.AsType[*webgw.Error](err)
+	switch {
+	case !ok || e.Kind != webgw.Taken:
+		return false
+	case e.Field == "exposure.port":
+		p.exposure.Port = 0
+		return p.freePort
+	case !p.chosen:
 		return false
 	}
-	if p.freePort {
-		p.exposure.Port = 0
-		return true
-	}
-	if p.chosen {
-		p.name = randomName()
-		return p.named() == nil
-	}
-	return false
+	p.name = randomName()
+	return p.exposure.Protocol == webgw.TCP || p.named() == nil
 }
 
 // label reads a name for a record, which becomes part of a host name.
