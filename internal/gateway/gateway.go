@@ -56,6 +56,7 @@ type Gateway struct {
 
 	mu       sync.Mutex
 	troubles map[webgw.Key]trouble
+	epochs   map[webgw.ID]uint64 // of the sessions, by node, as of the last change
 }
 
 // life is how long the gateway's own record counts without being declared
@@ -109,7 +110,7 @@ func (g *Gateway) setup() {
 	g.carried.Store(&carried{})
 	g.follow = &live.Follower{Feed: g.Feed, Path: g.Snapshot, Apply: g.apply, Metrics: g.Metrics, Log: g.Log}
 	g.declare = live.NewDeclarer(life, g.Declare, g.Log)
-	g.tunnel = &tunnel.Server{Key: g.Key, Admit: g.admit, Changed: func() { poke(g.news) }, Log: g.Log, Metrics: g.Metrics}
+	g.tunnel = &tunnel.Server{Key: g.Key, Admit: g.admit, Changed: g.sessionsChanged, Log: g.Log, Metrics: g.Metrics}
 	g.direct = &direct{net: g.Net, allow: g.AllowDirect, bound: g.Ingress.Addrs, owns: g.owns}
 	in := g.Ingress
 	in.Net, in.Upstream, in.Log, in.Metrics, in.AccessLog = g.Net, upstream{g}, g.Log, g.Metrics, g.access
@@ -162,6 +163,25 @@ func (g *Gateway) admit(node webgw.ID) error {
 		return nil
 	}
 	return &webgw.Error{Op: "session", Kind: webgw.Forbidden, Public: "no exposure at this gateway leads to the node"}
+}
+
+// sessionsChanged drops the kept connections to nodes whose session has ended
+// or was replaced.
+func (g *Gateway) sessionsChanged() {
+	now := map[webgw.ID]uint64{}
+	g.mu.Lock() // also around the look, so that an older one never comes later
+	for _, s := range g.tunnel.Sessions() {
+		now[s.Node] = s.Epoch
+	}
+	before := g.epochs
+	g.epochs = now
+	g.mu.Unlock()
+	for node, epoch := range before {
+		if now[node] != epoch {
+			g.Ingress.DropIdle(node)
+		}
+	}
+	poke(g.news)
 }
 
 // upstream opens the ingress's streams.

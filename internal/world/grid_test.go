@@ -119,7 +119,7 @@ func TestTheRegistryMayBeGone(t *testing.T) {
 		w.Apply("blog.example -> home1:8080 via gent")
 		w.Kill("registry")
 		w.Get("https://blog.example/").Want(200)
-		time.Sleep(24 * time.Hour)
+		time.Sleep(10 * time.Minute)
 		w.Get("https://blog.example/").Want(200)
 
 		// Both start again from what they saved.
@@ -146,7 +146,7 @@ func TestOneOfTwoClaimantsWins(t *testing.T) {
 		w.Node("evil", func(d *Daemon, c *daemon.NodeConfig) { c.Owners = []string{mallory.ID().String()} }).HTTP(8080)
 		w.Gateway("gent")
 		w.Apply("blog.example -> home1:8080 via gent")
-		for _, name := range []string{"blog.example", "*.blog.example", "tls blog.example"} {
+		for _, name := range []string{"blog.example", "tls blog.example"} {
 			if err := mallory.Apply(name + " -> evil:8080 via gent"); webgw.KindOf(err) != webgw.Taken {
 				t.Errorf("%s: %v, want taken", name, err)
 			}

@@ -144,6 +144,7 @@ func (w *World) daemon(name string, build func(*Daemon) runner) *Daemon {
 	w.hosts[name], w.daemons[name] = d.Host, d
 	w.order = append(w.order, d)
 	d.Start()
+	w.Settle() // it declares itself
 	return d
 }
 
