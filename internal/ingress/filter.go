@@ -173,13 +173,18 @@ func (f *filter) Read(p []byte) (int, error) {
 // cut is what a failed read means where the message stands.
 func (f *filter) cut(p []byte, err error) (int, error) {
 	f.mu.Lock()
-	ours := !f.own.IsZero() && (f.asked.IsZero() || f.own.Before(f.asked))
+	asked, own := f.asked, f.own
 	f.mu.Unlock()
-	if ours && errors.Is(err, os.ErrDeadlineExceeded) {
-		if f.state == inHead {
-			f.fail(&requestTimeout)
-			return f.Read(p)
-		}
+	// net/http interrupts a read by a deadline of long ago: no fault of the visitor.
+	interrupted := !asked.IsZero() && asked.Before(f.v.since)
+	if !errors.Is(err, os.ErrDeadlineExceeded) || interrupted {
+		return 0, err
+	}
+	switch {
+	case f.state == inHead && len(f.in) > 0:
+		f.fail(&requestTimeout)
+		return f.Read(p)
+	case f.state != inHead && !own.IsZero():
 		f.refusal.Store(&requestTimeout)
 		f.err = err
 	}
@@ -534,7 +539,7 @@ func parseHead(b []byte) (h head, refusal *page) {
 	switch {
 	case lengths > 1 || encodings > 1 || lengths+encodings > 1 || old && encodings > 0:
 		return h, &ambiguous // RFC 9112 section 6.3
-	case hosts > 1 || hosts == 0 && !old || bytes.ContainsAny(host, "@/?#, \t\\"):
+	case hosts > 1 || hosts == 0 && !old || hosts == 1 && !isAuthority(host):
 		return h, &badHost // RFC 9112 section 3.2
 	case is(method, "connect") || is(method, "trace"):
 		return h, &badMethod
@@ -550,13 +555,8 @@ var crlf = []byte("\r\n")
 func parseRequestLine(line []byte) (method, target []byte, old bool, refusal *page) {
 	method, rest, ok1 := bytes.Cut(line, []byte(" "))
 	target, version, ok2 := bytes.Cut(rest, []byte(" "))
-	if !ok1 || !ok2 || !isToken(method) || len(method) > 32 || len(target) == 0 {
+	if !ok1 || !ok2 || !isToken(method) || len(method) > 32 || !isTarget(target) {
 		return nil, nil, false, &badRequest
-	}
-	for _, c := range target {
-		if c <= ' ' || c == 0x7f {
-			return nil, nil, false, &badRequest
-		}
 	}
 	switch string(version) {
 	case "HTTP/1.1":
@@ -569,6 +569,39 @@ func parseRequestLine(line []byte) (method, target []byte, old bool, refusal *pa
 		return nil, nil, false, &badRequest
 	}
 	return method, target, old, nil
+}
+
+// isTarget reports whether b may stand between the spaces of a request line.
+func isTarget(b []byte) bool {
+	for _, c := range b {
+		if c <= ' ' || c == 0x7f {
+			return false
+		}
+	}
+	return len(b) > 0
+}
+
+// isAuthority reports whether b is a host with or without a port, as Host
+// holds it (RFC 9110 section 7.2): a name, or an address, IPv6 in brackets.
+// Of what RFC 3986 allows in names beyond that, readers make different things.
+func isAuthority(b []byte) bool {
+	if i := bytes.LastIndexByte(b, ':'); i >= 0 && b[len(b)-1] != ']' {
+		if len(bytes.Trim(b[i+1:], "0123456789")) > 0 {
+			return false
+		}
+		b = b[:i]
+	}
+	more := "-._~"
+	if len(b) > 2 && b[0] == '[' && b[len(b)-1] == ']' {
+		b, more = b[1:len(b)-1], ":."
+	}
+	for _, c := range b {
+		isAlnum := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		if !isAlnum && strings.IndexByte(more, c) < 0 {
+			return false
+		}
+	}
+	return len(b) > 0
 }
 
 // checkTarget allows origin form, asterisk form for OPTIONS, and an absolute
