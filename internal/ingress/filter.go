@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -591,13 +592,13 @@ func isAuthority(b []byte) bool {
 		}
 		b = b[:i]
 	}
-	more := "-._~"
 	if len(b) > 2 && b[0] == '[' && b[len(b)-1] == ']' {
-		b, more = b[1:len(b)-1], ":."
+		a, err := netip.ParseAddr(string(b[1 : len(b)-1]))
+		return err == nil && a.Is6() && a.Zone() == ""
 	}
 	for _, c := range b {
 		isAlnum := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
-		if !isAlnum && strings.IndexByte(more, c) < 0 {
+		if !isAlnum && strings.IndexByte("-._~", c) < 0 {
 			return false
 		}
 	}

@@ -396,15 +396,18 @@ func checkHTTP2(r *http.Request) *page {
 		fields += len(v)
 	}
 	hosts := r.Header["Host"]
+	method, target, host := []byte(r.Method), []byte(r.RequestURI), []byte(r.Host)
 	switch {
 	case fields > maxFields:
 		return &headTooLarge
-	case r.Method == http.MethodConnect || r.Method == http.MethodTrace:
+	case !isToken(method) || !isTarget(target):
+		return &badRequest // it would change the request line, RFC 9113 section 10.3
+	case is(method, "connect") || is(method, "trace"):
 		return &badMethod
-	case r.Host == "" || len(hosts) > 1 || len(hosts) == 1 && hosts[0] != r.Host || strings.ContainsAny(r.Host, "@/?#, \t\\"):
+	case !isAuthority(host) || len(hosts) > 1 || len(hosts) == 1 && hosts[0] != r.Host:
 		return &badHost // RFC 9113 section 8.3.1
 	}
-	return nil
+	return checkTarget(method, target, host)
 }
 
 // Hijack gives the connection to the proxy for an upgrade that the visitor
