@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -39,7 +40,7 @@ func startRole(ctx context.Context, role string, config, ready any) (*child, err
 	if err != nil {
 		return nil, err
 	}
-	p, err := startProcess(ctx, self, "-role", role, "-config", string(c))
+	p, err := startProcess(ctx, nil, self, "-role", role, "-config", string(c))
 	if err != nil {
 		return nil, err
 	}
@@ -54,9 +55,10 @@ func startRole(ctx context.Context, role string, config, ready any) (*child, err
 	return p, nil
 }
 
-func startProcess(ctx context.Context, name string, args ...string) (*child, error) {
+// startProcess starts a program; a nil env is ours.
+func startProcess(ctx context.Context, env []string, name string, args ...string) (*child, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Stderr = os.Stderr
+	cmd.Env, cmd.Stderr = env, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -117,8 +119,8 @@ func runRole(ctx context.Context, role string, config json.RawMessage) error {
 		ready, err = serveTunnelGateway(ctx, config)
 	case "tunnel-node":
 		ready, err = serveTunnelNode(ctx, config)
-	case "webgw-gateway", "webgw-node":
-		ready, err = serveDaemon(ctx, role, config)
+	case "webgw":
+		ready, err = serveWebgw(ctx, config)
 	default:
 		err = fmt.Errorf("no role %q", role)
 	}
@@ -199,7 +201,7 @@ func inspect(raw json.RawMessage) any {
 type footprint struct {
 	KB          float64 // resident memory
 	Descriptors float64
-	Goroutines  float64
+	Goroutines  float64 // NaN: not to be seen
 }
 
 func (f footprint) less(g footprint) footprint {
@@ -222,7 +224,7 @@ func readFootprint(pid int) (f footprint, err error) {
 		}
 	}
 	fds, err2 := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	f.Descriptors = float64(len(fds))
+	f.Descriptors, f.Goroutines = float64(len(fds)), math.NaN()
 	return f, errors.Join(err, err2)
 }
 

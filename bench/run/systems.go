@@ -183,7 +183,7 @@ func (r *rig) haproxy(ctx context.Context, buffer int) (*system, error) {
 		if err := os.WriteFile(file, []byte(b.String()), 0o600); err != nil {
 			return nil, err
 		}
-		p, err := startProcess(ctx, "haproxy", "-db", "-q", "-f", file)
+		p, err := startProcess(ctx, nil, "haproxy", "-db", "-q", "-f", file)
 		if err != nil {
 			return nil, err
 		}

@@ -101,7 +101,7 @@ func (s *Source) took(b *Buffer, n int, err error) (*Buffer, error) {
 		s.few = 0
 	case n == room && s.class < bulkClass:
 		s.class++
-	case n == room && s.raw != nil && !s.noSplice:
+	case n == room && s.raw != nil && !s.noSplice && !s.bulk:
 		s.bulk = true
 	case n == room && s.class < largest:
 		s.class++
