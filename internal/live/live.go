@@ -71,7 +71,7 @@ func (v *View) Of(kind webgw.Kind) iter.Seq[*webgw.Record] {
 // Limits and pauses.
 const (
 	gather     = 20 * time.Millisecond // changes that come within it are applied together
-	saveAfter  = time.Second
+	saveEvery  = time.Second           // at most; after a pause a change is saved at once
 	saveRetry  = 30 * time.Second
 	backoffMin = 200 * time.Millisecond
 	backoffMax = 10 * time.Second
@@ -245,6 +245,14 @@ func (f *Follower) loop(ctx context.Context, from <-chan news) error {
 	var applyAt, saveAt, wakeAt alarm
 	defer func() { applyAt.stop(); saveAt.stop(); wakeAt.stop() }()
 	down := false
+	var saved time.Time
+	saveDue := func() time.Time {
+		now, next := time.Now(), saved.Add(saveEvery)
+		if next.Before(now.Add(gather)) {
+			next = now.Add(gather)
+		}
+		return next
+	}
 	wakeAt.set(f.nextWake())
 	for {
 		f.at.Store(&position{f.rev, f.epoch})
@@ -271,7 +279,7 @@ func (f *Follower) loop(ctx context.Context, from <-chan news) error {
 			n.answer <- a
 			applyAt.soonest(time.Now().Add(gather))
 			if f.dirty {
-				saveAt.soonest(time.Now().Add(saveAfter))
+				saveAt.soonest(saveDue())
 			}
 		case <-applyAt.C():
 			applyAt.stop()
@@ -289,9 +297,10 @@ func (f *Follower) loop(ctx context.Context, from <-chan news) error {
 			f.dirty = true // something has expired, if nothing came
 			f.publish()
 			wakeAt.set(f.nextWake())
-			saveAt.soonest(time.Now().Add(saveAfter))
+			saveAt.soonest(saveDue())
 		case <-saveAt.C():
 			saveAt.stop()
+			saved = time.Now()
 			if err := f.save(); err != nil {
 				f.m.saveFailed.Inc()
 				f.Log.Error("the snapshot can't be written", "err", err)
