@@ -66,9 +66,9 @@ func TestMachinesInNamespaces(t *testing.T) {
 		ip netns exec router nft add table ip nat
 		ip netns exec router nft add chain ip nat post { type nat hook postrouting priority 100 ; }
 		ip netns exec router nft add rule ip nat post oifname eth0 masquerade
-		ip netns exec router nft add chain ip nat fwd { type filter hook forward priority 0 ; policy drop ; }
-		ip netns exec router nft add rule ip nat fwd iifname lan accept
-		ip netns exec router nft add rule ip nat fwd ct state established,related accept`)
+		ip netns exec router nft add chain ip nat guard { type filter hook forward priority 0 ; policy drop ; }
+		ip netns exec router nft add rule ip nat guard iifname lan accept
+		ip netns exec router nft add rule ip nat guard ct state established,related accept`)
 
 	dir := t.TempDir()
 	env := []string{"HOME=" + dir, "XDG_CONFIG_HOME=" + dir + "/config", "XDG_STATE_HOME=" + dir + "/state"}
