@@ -17,7 +17,7 @@ import (
 // A gateway without a registry address embeds one, which answers on its TLS
 // port: two machines make a grid.
 func TestAGatewayEmbedsARegistry(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		gent := w.Gateway("gent", func(d *Daemon, c *daemon.GatewayConfig) { c.Registry = "" })
 		if !strings.HasSuffix(gent.info.Registry, "@gent.test:443") {
 			t.Fatalf("the registry is %q", gent.info.Registry)
@@ -39,7 +39,7 @@ func TestAGatewayEmbedsARegistry(t *testing.T) {
 
 // Who runs a node is told of each request and each stream.
 func TestTheNodeTellsWhatHappens(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		var mu sync.Mutex
 		var requests []webgw.Access
 		var streams []daemon.Stream
@@ -84,7 +84,7 @@ func TestTheNodeTellsWhatHappens(t *testing.T) {
 
 // The status says what is up, and why something is not.
 func TestStatus(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		home := w.Node("home1", BehindNAT)
 		page := home.HTTP(8080)
 		w.Gateway("gent")
@@ -128,7 +128,7 @@ func TestStatus(t *testing.T) {
 
 // A direct target must be public; the gateway itself is none.
 func TestDirectTargets(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		gent := w.Gateway("gent", func(d *Daemon, c *daemon.GatewayConfig) {
 			c.AllowDirect = []netip.Prefix{netip.MustParsePrefix("198.18.0.0/15")}
 		})
@@ -149,7 +149,7 @@ func TestDirectTargets(t *testing.T) {
 }
 
 func TestStatusPage(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		gent := w.Gateway("gent", func(d *Daemon, c *daemon.GatewayConfig) { c.MetricsAddr = ":9100" })
 		get := func(path string) (int, string) {
 			t.Helper()
@@ -190,7 +190,7 @@ func TestStatusPage(t *testing.T) {
 // A node that knows no registry's identity believes the first that it meets,
 // and then no other.
 func TestRegistryIsPinned(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		home := w.Node("home1", func(d *Daemon, c *daemon.NodeConfig) { c.Registry = "registry.test:8443" })
 		home.HTTP(8080)
 		w.Gateway("gent")

@@ -13,7 +13,7 @@ import (
 )
 
 func TestExposeChangeWithdraw(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		home := w.Node("home1", BehindNAT)
 		home.HTTP(8080)
 		home.Workload("127.0.0.1:8081", serveHTTP("the second"))
@@ -34,7 +34,7 @@ func TestExposeChangeWithdraw(t *testing.T) {
 }
 
 func TestEveryProtocolThroughANATedNode(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		home := w.Node("home1", BehindNAT)
 		w.Gateway("gent")
 		home.HTTP(8080)
@@ -62,7 +62,7 @@ func TestEveryProtocolThroughANATedNode(t *testing.T) {
 }
 
 func TestAnotherGatewayServesWhenOneDies(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		w.Node("home1", BehindNAT).HTTP(8080)
 		w.Gateway("gent")
 		w.Gateway("cairo")
@@ -85,7 +85,7 @@ func TestAnotherGatewayServesWhenOneDies(t *testing.T) {
 // A silent cut is noticed, and the session is back within 5 seconds of the
 // network; the other gateway serves meanwhile.
 func TestCutAndReturn(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		home := w.Node("home1", BehindNAT)
 		home.HTTP(8080)
 		w.Gateway("gent")
@@ -113,7 +113,7 @@ func TestCutAndReturn(t *testing.T) {
 }
 
 func TestTheRegistryMayBeGone(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		w.Node("home1", BehindNAT).HTTP(8080)
 		w.Gateway("gent")
 		w.Apply("blog.example -> home1:8080 via gent")
@@ -140,7 +140,7 @@ func TestTheRegistryMayBeGone(t *testing.T) {
 }
 
 func TestOneOfTwoClaimantsWins(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		mallory := w.Owner("mallory")
 		w.Node("home1").HTTP(8080)
 		w.Node("evil", func(d *Daemon, c *daemon.NodeConfig) { c.Owners = []string{mallory.ID().String()} }).HTTP(8080)
@@ -158,7 +158,7 @@ func TestOneOfTwoClaimantsWins(t *testing.T) {
 
 // A gateway that stops lets open connections finish, and takes no new ones.
 func TestDrain(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		w.Node("home1", BehindNAT).Echo(7)
 		gent := w.Gateway("gent")
 		w.Apply("tcp 20007 -> home1:7 via gent")
@@ -193,7 +193,7 @@ func TestDrain(t *testing.T) {
 
 // Draining has an end: a connection that never ends is cut.
 func TestDrainIsBounded(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		home := w.Node("home1", BehindNAT)
 		home.Workload("127.0.0.1:7", func(c net.Conn) { io.Copy(io.Discard, c) })
 		gent := w.Gateway("gent")
@@ -220,7 +220,7 @@ func TestDrainIsBounded(t *testing.T) {
 
 // A node that stops lets open connections finish as well.
 func TestNodeDrain(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		home := w.Node("home1", BehindNAT)
 		home.Echo(7)
 		w.Gateway("gent")
@@ -247,7 +247,7 @@ func TestNodeDrain(t *testing.T) {
 
 // Two processes of one identity: the newest session has the streams.
 func TestTheNewestSessionWins(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		first := w.Node("home1", BehindNAT)
 		first.Workload("127.0.0.1:8080", serveHTTP("the first"))
 		w.Gateway("gent")
@@ -268,7 +268,7 @@ func TestTheNewestSessionWins(t *testing.T) {
 
 // Visitors whose name nobody exposed learn nothing and reach nobody.
 func TestStrangersReachNothing(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		page := w.Node("home1", BehindNAT).HTTP(8080)
 		w.Gateway("gent")
 		w.Apply("blog.example -> home1:8080 via gent")

@@ -87,7 +87,7 @@ func (h *hostileGateway) ask(node *Daemon, kind tunnel.Kind, key webgw.Key, targ
 }
 
 func TestAHostileGatewayIsNoDoorIntoTheNode(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		home := w.Node("home1", BehindNAT)
 		blog, secret, ssh := home.HTTP(8080), home.HTTP(8081), home.Echo(22)
 		lan := home.Workload(home.Host.Addrs()[0].String()+":9000", serveHTTP("a neighbour"))
@@ -144,7 +144,7 @@ func TestAHostileGatewayIsNoDoorIntoTheNode(t *testing.T) {
 }
 
 func TestAHostileNodeCanNotClaimANameNorAVisitor(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		w.Node("home1").HTTP(8080)
 		evil := w.Node("evil")
 		page := evil.HTTP(8080)
@@ -178,7 +178,7 @@ func TestAHostileNodeCanNotClaimANameNorAVisitor(t *testing.T) {
 
 // An owner whom the node's farmer does not know can't use the node.
 func TestAStrangersExposureIsNotCarried(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		page := w.Node("home1").HTTP(8080)
 		w.Gateway("gent")
 		mallory := w.Owner("mallory")
@@ -193,7 +193,7 @@ func TestAStrangersExposureIsNotCarried(t *testing.T) {
 }
 
 func TestReplaysAreRefusedByTheRegistry(t *testing.T) {
-	Test(t, func(w *World) {
+	Test(t, func(t *testing.T, w *World) {
 		w.Node("home1").HTTP(8080)
 		w.Gateway("gent")
 		first, err := w.Alice.Key.Sign(w.Alice.Exposure("blog.example -> home1:8080 via gent"))
@@ -297,7 +297,7 @@ func TestAHostileRegistryTakesNothingAndBringsNothingBack(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			Test(t, func(w *World) {
+			Test(t, func(t *testing.T, w *World) {
 				liars := map[string]*liar{}
 				between := func(d *Daemon) {
 					d.Env = func(e *daemon.Env) {

@@ -62,10 +62,11 @@ type World struct {
 	Alice *Owner
 }
 
-// Test runs f in a bubble of fake time with a world of its own.
-func Test(t *testing.T, f func(w *World)) {
+// Test runs f in a bubble of fake time with a world of its own. f must use the
+// t that it gets: the outer one's context does not belong to the bubble.
+func Test(t *testing.T, f func(t *testing.T, w *World)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) { f(New(t)) })
+	synctest.Test(t, func(t *testing.T) { f(t, New(t)) })
 }
 
 // New makes a world with a registry and nothing else. The test must run in a
