@@ -103,6 +103,7 @@ func modifyResponse(res *http.Response) error {
 			delete(res.Header, name)
 		}
 	}
+	res.Header.Set("X-Request-Id", x.id) // by which the visitor can ask for help
 	return nil
 }
 
