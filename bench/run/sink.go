@@ -54,6 +54,9 @@ func send(c net.Conn, n int, sent func(int)) error {
 	return nil
 }
 
+// dropped is where received bytes would go if they were copied.
+var dropped [1 << 20]byte
+
 // discard drops n bytes that c receives, or all if n < 0, without copying
 // them, and tells each portion. The end comes as io.EOF.
 func discard(c *net.TCPConn, n int, got func(int)) error {
@@ -61,11 +64,10 @@ func discard(c *net.TCPConn, n int, got func(int)) error {
 	if err != nil {
 		return err
 	}
-	b := make([]byte, 1<<20) // never written to, so never resident
 	for n != 0 {
-		p := b
+		p := dropped[:]
 		if n > 0 {
-			p = b[:min(n, len(b))]
+			p = p[:min(n, len(p))]
 		}
 		var done int
 		var errno error
