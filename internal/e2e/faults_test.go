@@ -6,10 +6,12 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -111,6 +113,16 @@ func TestGatewayServesWithoutARegistryAlsoAfterItsRestart(t *testing.T) {
 	g.env = append(g.env, fmt.Sprintf("WEBGW_REGISTRY=127.0.0.1:%d", port))
 	g.startNode()
 	host := g.exposeHTTP("blog", site(t, "/dev/null"))
+	// What arrived last is on disk within a second: itself, the other, the exposure.
+	for _, role := range []string{"gateway", "node"} {
+		g.wait("the snapshot of the "+role, func() error {
+			b, err := os.ReadFile(fmt.Sprintf("%s/%s/%s.snapshot", g.dir, role, role))
+			if err == nil && !bytes.Contains(b, []byte(`"records":3`)) {
+				err = errors.New("it does not hold all three records")
+			}
+			return err
+		})
+	}
 	registry.kill()
 	g.waitHTTP(host)
 

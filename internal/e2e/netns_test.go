@@ -23,7 +23,7 @@ func TestMachinesInNamespaces(t *testing.T) {
 		}
 		need(t, "unshare", "ip", "nft", "curl")
 		c := exec.Command("unshare", "-n", "-m", "--propagation", "private", os.Args[0], "-test.run=^TestMachinesInNamespaces$", "-test.v", "-test.timeout=5m")
-		c.Env = append(os.Environ(), inside+"=1")
+		c.Env = append(os.Environ(), inside+"=1", binaryEnv+"="+binary)
 		out, err := c.CombinedOutput()
 		t.Logf("inside:\n%s", out)
 		if err != nil {
