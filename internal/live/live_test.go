@@ -251,7 +251,7 @@ func TestHeartbeatsApplyNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := start(t, filepath.Join(t.TempDir(), "s"))
 		r.tell(all(10, record(t, "a", 1, time.Hour)))
-		time.Sleep(2 * saveAfter)
+		time.Sleep(2 * saveEvery)
 		before, err := os.ReadFile(r.Path)
 		if err != nil {
 			t.Fatal(err)
@@ -319,9 +319,9 @@ func TestSnapshotOutlivesTheRegistry(t *testing.T) {
 		old := record(t, "gone", 1, time.Hour)
 		r.tell(all(9, record(t, "a", 1, time.Hour), record(t, "b", 4, time.Hour), old))
 		r.tell(some(10, record(t, "gone", 2, time.Hour, deleted)))
-		time.Sleep(saveAfter)
+		time.Sleep(saveEvery)
 		if _, err := os.Stat(path); err != nil {
-			t.Errorf("nothing saved after %v: %v", saveAfter, err)
+			t.Errorf("nothing saved after %v: %v", saveEvery, err)
 		}
 		r.stop()
 
@@ -348,7 +348,7 @@ func TestDamagedSnapshots(t *testing.T) {
 				path := filepath.Join(t.TempDir(), "node.snapshot")
 				r := start(t, path)
 				r.tell(all(1, record(t, "a", 1, time.Hour)))
-				time.Sleep(2 * saveAfter)
+				time.Sleep(2 * saveEvery)
 				r.tell(some(2, record(t, "b", 1, time.Hour)))
 				r.stop()
 				data, err := os.ReadFile(path)
