@@ -97,8 +97,10 @@ func (s *Server) setup() error {
 		}
 		s.dataTLS.DynamicRecordSizingDisabled = true
 		s.handshakes = make(chan struct{}, maxHandshakes)
+		s.mu.Lock() // Sessions may be asked before the first one comes
 		s.sessions = map[webgw.ID]*session{}
 		s.streams = map[*dataConn]struct{}{}
+		s.mu.Unlock()
 		// Epochs rise across restarts, too.
 		s.epoch = uint64(time.Now().UnixMilli()) << 16
 		s.metrics = newMetrics(s.Metrics, "gateway", s.gauges)
