@@ -42,6 +42,7 @@ type visit struct {
 	local   netip.AddrPort
 	since   time.Time
 	counted bool // against the limits, under the shard's lock
+	arrived atomic.Bool
 	gone    atomic.Bool
 }
 
@@ -173,6 +174,7 @@ func (s *Server) accept(l *listener) {
 			continue
 		}
 		s.visits.Add(1)
+		s.arriving.Add(1)
 		go s.serve(l, v)
 	}
 }
@@ -189,10 +191,19 @@ func (s *Server) serve(l *listener, v *visit) {
 		}
 	}()
 	l.serve(v)
+	v.arrive()
+}
+
+// arrive notes, once, that the visit has been passed on or has ended.
+func (v *visit) arrive() {
+	if v.arrived.CompareAndSwap(false, true) {
+		v.server.arriving.Done()
+	}
 }
 
 // leave takes the visit off the books, once; its connection is closed.
 func (v *visit) leave() {
+	v.arrive()
 	if v.gone.CompareAndSwap(false, true) {
 		v.server.doors.leave(v)
 		v.server.visits.Done()
@@ -220,6 +231,7 @@ func (s *Server) serveTLS(v *visit) {
 	}
 	for _, p := range seen.hello.ALPN {
 		if h := s.Handlers[p]; h != nil {
+			v.arrive()
 			s.doors.uncount(v)
 			defer v.leave()
 			h(s.ctx, v.raw, seen.head)

@@ -152,6 +152,7 @@ func isTimeout(err error) bool {
 // are. head was read already. What can't be connected is reset.
 func (s *Server) forward(v *visit, r *Route, head []byte, host string) {
 	defer v.leave()
+	v.arrive()
 	if !r.admit(&s.limits) {
 		s.turnAway(v, reasonOwner, nil)
 		return

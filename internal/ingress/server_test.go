@@ -427,6 +427,36 @@ func TestShutdownLetsFinish(t *testing.T) {
 
 func readsFully(r io.Reader, b []byte) bool { _, err := io.ReadFull(r, b); return err == nil }
 
+// Who has connected when a shutdown begins is answered, too.
+func TestShutdownAnswersWhoIsJustArriving(t *testing.T) {
+	bubble(t, Limits{}, func(t *testing.T, w *world, visitor *memnet.Host) {
+		w.up.set(&w.up.down, "10.9.9.9:1", true)
+		c, silent := connect(t, visitor, "443"), connect(t, visitor, "80")
+		synctest.Wait()
+		over := make(chan struct{})
+		began := time.Now()
+		go func() {
+			w.Shutdown(context.Background())
+			close(over)
+		}()
+		synctest.Wait()
+		if _, err := visitor.Dial(t.Context(), "tcp", "gateway:443", nil); err == nil {
+			t.Error("still listening")
+		}
+		time.Sleep(arrivalTime / 2)
+		client := tls.Client(c, &tls.Config{ServerName: "a.example", RootCAs: w.roots})
+		io.WriteString(client, "GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
+		if got, _ := io.ReadAll(client); !strings.HasPrefix(string(got), "HTTP/1.1 503") || !strings.Contains(string(got), "Connection: close") {
+			t.Errorf("%q", got)
+		}
+		io.ReadAll(silent)
+		<-over
+		if took := time.Since(began); took > 11*time.Second {
+			t.Errorf("took %v", took)
+		}
+	}, web1("a", "10.9.9.9:1"))
+}
+
 func TestShutdownCutsInTheEnd(t *testing.T) {
 	began := make(chan bool, 1)
 	at := site(t, func(w http.ResponseWriter, r *http.Request) {
