@@ -246,6 +246,7 @@ func (f *Follower) loop(ctx context.Context, from <-chan news) error {
 	defer func() { applyAt.stop(); saveAt.stop(); wakeAt.stop() }()
 	down := false
 	var saved time.Time
+	unsaved := false // saving the same again would cost the generation before
 	saveDue := func() time.Time {
 		now, next := time.Now(), saved.Add(saveEvery)
 		if next.Before(now.Add(gather)) {
@@ -258,7 +259,10 @@ func (f *Follower) loop(ctx context.Context, from <-chan news) error {
 		f.at.Store(&position{f.rev, f.epoch})
 		select {
 		case <-ctx.Done():
-			return f.save()
+			if unsaved {
+				return f.save()
+			}
+			return nil
 		case n := <-from:
 			if n.err != nil {
 				if !down {
@@ -279,6 +283,7 @@ func (f *Follower) loop(ctx context.Context, from <-chan news) error {
 			n.answer <- a
 			applyAt.soonest(time.Now().Add(gather))
 			if f.dirty {
+				unsaved = true
 				saveAt.soonest(saveDue())
 			}
 		case <-applyAt.C():
@@ -297,6 +302,7 @@ func (f *Follower) loop(ctx context.Context, from <-chan news) error {
 			f.dirty = true // something has expired, if nothing came
 			f.publish()
 			wakeAt.set(f.nextWake())
+			unsaved = true
 			saveAt.soonest(saveDue())
 		case <-saveAt.C():
 			saveAt.stop()
@@ -305,6 +311,8 @@ func (f *Follower) loop(ctx context.Context, from <-chan news) error {
 				f.m.saveFailed.Inc()
 				f.Log.Error("the snapshot can't be written", "err", err)
 				saveAt.set(time.Now().Add(saveRetry))
+			} else {
+				unsaved = false
 			}
 		}
 	}

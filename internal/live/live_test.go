@@ -252,6 +252,7 @@ func TestHeartbeatsApplyNothing(t *testing.T) {
 		r := start(t, filepath.Join(t.TempDir(), "s"))
 		r.tell(all(10, record(t, "a", 1, time.Hour)))
 		time.Sleep(2 * saveEvery)
+		synctest.Wait()
 		before, err := os.ReadFile(r.Path)
 		if err != nil {
 			t.Fatal(err)
