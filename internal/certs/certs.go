@@ -212,8 +212,9 @@ func fileTrouble(err error) string {
 	return "the file can't be read"
 }
 
-// find returns the certificate for a normalized name that suits the client
-// best: an exact name before a wildcard, which covers one label.
+// find returns the best certificate for a normalized name, or nil: an exact
+// name before a wildcard, which covers one label; of several, one that is valid
+// now and that the client can use; of those the first.
 func (f *fileSet) find(name string, hello *tls.ClientHelloInfo) *tls.Certificate {
 	list := f.exact[name]
 	if len(list) == 0 {
@@ -221,15 +222,22 @@ func (f *fileSet) find(name string, hello *tls.ClientHelloInfo) *tls.Certificate
 			list = f.wildcard[rest]
 		}
 	}
+	var best *tls.Certificate
+	points := -1
+	now := time.Now()
 	for _, c := range list {
-		if hello.SupportsCertificate(c) == nil {
-			return c
+		p := 0
+		if now.After(c.Leaf.NotBefore) && now.Before(c.Leaf.NotAfter) {
+			p += 2
+		}
+		if len(list) > 1 && hello.SupportsCertificate(c) == nil {
+			p++
+		}
+		if p > points {
+			best, points = c, p
 		}
 	}
-	if len(list) > 0 {
-		return list[0]
-	}
-	return nil
+	return best
 }
 
 // GetCertificate is for tls.Config. A name that neither a file nor Allowed

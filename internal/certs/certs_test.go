@@ -72,6 +72,31 @@ func TestFilesAreMatchedByName(t *testing.T) {
 	}
 }
 
+func TestValidCertificatesGoFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		old := writePair(t, dir, "old", "blog.example")
+		time.Sleep(60 * 24 * time.Hour)
+		renewed := writePair(t, dir, "new", "blog.example")
+		s := &Store{Files: []Pair{old, renewed}}
+		if err := s.Load(); err != nil {
+			t.Fatal(err)
+		}
+		first, err := s.GetCertificate(hello("blog.example"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(40 * 24 * time.Hour) // the first one has ended
+		second, err := s.GetCertificate(hello("blog.example"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !second.Leaf.NotAfter.After(first.Leaf.NotAfter) {
+			t.Errorf("served until %v, then until %v", first.Leaf.NotAfter, second.Leaf.NotAfter)
+		}
+	})
+}
+
 func TestWrongFilesAreNamed(t *testing.T) {
 	dir := t.TempDir()
 	a, b := writePair(t, dir, "a", "a.example"), writePair(t, dir, "b", "b.example")
