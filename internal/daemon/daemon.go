@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,7 +29,7 @@ type Env struct {
 	Net     netx.Net             // nil: the machine's own
 	Log     *slog.Logger         // nil: discards
 	Metrics *prometheus.Registry // nil: a fresh one
-	Ready   func(Info)           // told once, when the role serves; may be nil
+	Ready   func(Info)           // told once, when the role serves and others can name it; see declared; may be nil
 	Store   store.KV             // of the registry; nil: etcd, as configured
 	Key     ident.Key            // the role's identity; zero: StateDir/<role>.key, made if missing
 	Drain   time.Duration        // 0: the constant Drain
@@ -154,4 +155,35 @@ func (e Env) startStatus(ctx context.Context, g *run.Group, c Common, info *Info
 	info.Addrs["metrics"] = l.Addr()
 	g.Go("status page", func(ctx context.Context) error { return serveStatus(ctx, l, e.Metrics, checks, e.Log) })
 	return nil
+}
+
+// declared is closed when a role's own record has been declared for the first
+// time: from then on exposures can name it. Ready waits for that, but not for
+// long, because a role serves without a registry as well.
+type declared struct {
+	once sync.Once
+	done chan struct{}
+}
+
+const declaredWait = 5 * time.Second
+
+func newDeclared() *declared { return &declared{done: make(chan struct{})} }
+
+// note passes on the error of a declaration.
+func (d *declared) note(err error) error {
+	if err == nil {
+		d.once.Do(func() { close(d.done) })
+	}
+	return err
+}
+
+// wait waits for the declaration, declaredWait, or ctx.
+func (d *declared) wait(ctx context.Context) {
+	t := time.NewTimer(declaredWait)
+	defer t.Stop()
+	select {
+	case <-d.done:
+	case <-t.C:
+	case <-ctx.Done():
+	}
 }

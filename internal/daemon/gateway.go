@@ -75,6 +75,7 @@ func runGateway(ctx context.Context, c GatewayConfig, env Env) error {
 	}
 	defer reg.Close()
 
+	known := newDeclared()
 	gw := &gateway.Gateway{
 		Key: env.Key, Ports: record.Ports, Addresses: record.Addresses, AllowDirect: c.AllowDirect, Handlers: handlers, Net: env.Net,
 		Ingress: &ingress.Server{Name: name, HTTPAddr: httpAddr, TLSAddr: tlsAddr, BindHost: c.Bind, Certificates: certificates,
@@ -84,7 +85,7 @@ func runGateway(ctx context.Context, c GatewayConfig, env Env) error {
 		Declare: func(ctx context.Context, issued, expires time.Time) error {
 			body := record
 			_, _, err := reg.Declare(ctx, webgw.Record{Kind: webgw.KindGateway, Name: name, Issued: issued, Expires: expires, Gateway: &body})
-			return err
+			return known.note(err)
 		},
 	}
 	certificates.Allowed = func(name string) bool { return gw.Ingress.Table().Terminates(name) }
@@ -116,6 +117,9 @@ func runGateway(ctx context.Context, c GatewayConfig, env Env) error {
 			if err := own.Ready(ctx); err != nil {
 				return err
 			}
+		}
+		if known.wait(ctx); ctx.Err() != nil {
+			return nil
 		}
 		env.Log.Info("gateway", "gateway", info.ID.String(), "name", name, "addresses", record.Addresses, "registry", info.Registry)
 		env.Ready(info)

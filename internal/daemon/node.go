@@ -37,6 +37,7 @@ func runNode(ctx context.Context, c NodeConfig, env Env) error {
 		return err
 	}
 	defer reg.Close()
+	known := newDeclared()
 	n := &node.Node{
 		Key: env.Key, Policy: node.Policy{Owners: owners, Targets: c.AllowTargets, Unix: c.AllowUnix, Only: c.Only}, Net: env.Net,
 		Feed: env.feed(reg, client.ScopeNode), Report: reg.ReportStatus, Snapshot: filepath.Join(c.StateDir, "node.snapshot"),
@@ -44,7 +45,7 @@ func runNode(ctx context.Context, c NodeConfig, env Env) error {
 		Declare: func(ctx context.Context, issued, expires time.Time) error {
 			_, _, err := reg.Declare(ctx, webgw.Record{Kind: webgw.KindNode, Name: name, Issued: issued, Expires: expires,
 				Node: &webgw.Node{Farmer: c.Farmer, Owners: owners}})
-			return err
+			return known.note(err)
 		},
 	}
 	if env.OnStream != nil {
@@ -71,7 +72,9 @@ func runNode(ctx context.Context, c NodeConfig, env Env) error {
 	g.Go("ready", func(ctx context.Context) error {
 		select {
 		case <-loaded:
-			env.Ready(info)
+			if known.wait(ctx); ctx.Err() == nil {
+				env.Ready(info)
+			}
 		case <-ctx.Done():
 		}
 		return nil
