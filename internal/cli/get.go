@@ -162,13 +162,13 @@ func summary(ctx context.Context, d *directory, r *webgw.Record) (string, error)
 		}
 		return what, nil
 	case r.Node != nil:
-		return fmt.Sprintf("for %d owners", len(r.Node.Owners)), nil
+		return "for " + count(len(r.Node.Owners), "owner"), nil
 	case r.NameClaim != nil && r.NameClaim.Subtree:
 		return "and every name below", nil
 	case r.Farm != nil:
-		return fmt.Sprintf("%d nodes, %d gateways", len(r.Farm.Nodes), len(r.Farm.Gateways)), nil
+		return count(len(r.Farm.Nodes), "node") + ", " + count(len(r.Farm.Gateways), "gateway"), nil
 	case r.Network != nil:
-		return fmt.Sprintf("%v, %d members", r.Network.Ranges, len(r.Network.Members)), nil
+		return fmt.Sprintf("%v, %s", r.Network.Ranges, count(len(r.Network.Members), "member")), nil
 	}
 	return "", nil
 }

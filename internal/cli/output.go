@@ -127,6 +127,14 @@ func took(d time.Duration) string {
 	return d.Round(time.Second).String()
 }
 
+// count writes how many there are of something.
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
 // until writes how far away a time is, in the unit that matters.
 func until(t, now time.Time) string {
 	d := t.Sub(now)

@@ -53,7 +53,8 @@ func TestMain(m *testing.M) {
 // of their own:
 //
 //	grid [REGISTRY-CONFIG]     a gateway "gent" with a registry; sets REGISTRY HTTP TLS PORT CA
-//	workload http|echo|tls VAR a server; sets VAR to its host:port, and CERT for tls
+//	workload KIND VAR          a server: http, echo, tls or unix (HTTP on a socket); sets VAR
+//	                           to its address, VARPORT to its port, for tls CERT
 //	start NAME ARG...          webgw ARG... in the background
 //	await NAME REGEXP          waits until its output matches; sets MATCH to the first group
 //	[!] stop NAME              interrupts it and waits; it must end with 0, or not
@@ -160,18 +161,25 @@ func unusedPort(ts *testscript.TestScript) int {
 }
 
 func (w *scriptWorld) workload(ts *testscript.TestScript, _ bool, args []string) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	network, at := "tcp", "127.0.0.1:0"
+	if args[0] == "unix" { // not below the script's directory, whose name may be too long
+		dir, err := os.MkdirTemp("", "webgw-*")
+		ts.Check(err)
+		ts.Defer(func() { os.RemoveAll(dir) })
+		network, at = "unix", filepath.Join(dir, "s")
+	}
+	l, err := net.Listen(network, at)
 	ts.Check(err)
 	ts.Setenv(args[1], l.Addr().String())
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	ts.Check(err)
-	ts.Setenv(args[1]+"PORT", port)
+	if _, port, err := net.SplitHostPort(l.Addr().String()); err == nil {
+		ts.Setenv(args[1]+"PORT", port)
+	}
 	var serving sync.WaitGroup
 	s := &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(rw, "hello from the workload at %s\n", r.URL.Path)
 	})}
 	switch args[0] {
-	case "http":
+	case "http", "unix":
 		serving.Go(func() { s.Serve(l) })
 	case "tls":
 		cert, file := ownCertificate(ts)

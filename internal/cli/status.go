@@ -125,7 +125,7 @@ func (v *describeVerb) Run(ctx context.Context, a *app) error {
 	}
 	a.printf("%s %s\n", r.Kind, printable(r.Name))
 	line := func(what, format string, args ...any) {
-		a.printf("  %-10s %s\n", what, printable(fmt.Sprintf(format, args...)))
+		a.printf("  %-12s %s\n", what, printable(fmt.Sprintf(format, args...)))
 	}
 	line("signed by", "%s", signer)
 	line("version", "%d, of %s", r.Seq, r.Issued.Local().Format(time.RFC3339))

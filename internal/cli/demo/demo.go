@@ -133,18 +133,10 @@ func (g *Grid) start(ctx context.Context, log *slog.Logger) error {
 		}
 	}
 	for i, name := range []string{"gent", "cairo"} {
-		gw := &Gateway{Name: name, Zone: name + ".localhost", Addr: ips[i], HTTP: ports[0], TLS: ports[1], TCP: ports[2]}
-		config := daemon.GatewayConfig{Common: g.common(name), Name: name, Zone: gw.Zone, Bind: ips[i].String(),
-			HTTPAddr: gw.at(gw.HTTP), TLSAddr: gw.at(gw.TLS), Ports: webgw.PortSet(strconv.Itoa(int(gw.TCP))),
-			Addresses: []string{gw.at(gw.TLS)}, Registry: registry, DevCA: true}
-		info, err := g.role(ctx, "gateway "+name, daemon.Env{Log: log.With("gateway", name)}, config.Run)
-		if err != nil {
-			return err
-		}
-		gw.ID, gw.CAFile = info.ID, info.CAFile
-		g.listening = append(g.listening, netip.AddrPortFrom(gw.Addr, gw.TCP))
-		g.Gateways = append(g.Gateways, gw)
+		g.Gateways = append(g.Gateways, &Gateway{Name: name, Zone: name + ".localhost", Addr: ips[i], HTTP: ports[0], TLS: ports[1], TCP: ports[2]})
 	}
+	// What ends last starts first: gateways send visitors away before nodes and
+	// workloads end.
 	if err := g.workloads(ctx); err != nil {
 		return err
 	}
@@ -158,6 +150,17 @@ func (g *Grid) start(ctx context.Context, log *slog.Logger) error {
 		}
 		nodes[name] = info.ID
 		g.Nodes = append(g.Nodes, name)
+	}
+	for _, gw := range g.Gateways {
+		config := daemon.GatewayConfig{Common: g.common(gw.Name), Name: gw.Name, Zone: gw.Zone, Bind: gw.Addr.String(),
+			HTTPAddr: gw.at(gw.HTTP), TLSAddr: gw.at(gw.TLS), Ports: webgw.PortSet(strconv.Itoa(int(gw.TCP))),
+			Addresses: []string{gw.at(gw.TLS)}, Registry: registry, DevCA: true}
+		info, err := g.role(ctx, "gateway "+gw.Name, daemon.Env{Log: log.With("gateway", gw.Name)}, config.Run)
+		if err != nil {
+			return err
+		}
+		gw.ID, gw.CAFile = info.ID, info.CAFile
+		g.listening = append(g.listening, netip.AddrPortFrom(gw.Addr, gw.TCP))
 	}
 	for _, e := range g.Exposures {
 		if err := g.expose(ctx, e, nodes[e.Node]); err != nil {
