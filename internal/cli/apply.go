@@ -196,6 +196,7 @@ func fields(r *webgw.Record) (map[string]string, error) {
 			for i, e := range x {
 				walk(fmt.Sprintf("%s[%d]", path, i), e)
 			}
+		case nil:
 		case string:
 			out[path] = x
 		default:

@@ -112,7 +112,10 @@ by gateway %s, on %s:
 	return b.String()
 }
 
-const statusEvery = 2 * time.Second
+const (
+	statusEvery = 2 * time.Second
+	widest      = 79 // characters of a line that is refreshed in place
+)
 
 // watch shows the status until ctx ends: in place on a terminal, else each
 // change once.
@@ -127,8 +130,14 @@ func (v *demoVerb) watch(ctx context.Context, a *app, g *demo.Grid) error {
 			if shown > 0 {
 				a.printf("\x1b[%dA\x1b[J", shown) // up, and clear to the end
 			}
-			a.printf("%s %s", time.Now().Format("15:04:05"), text)
-			shown = strings.Count(text, "\n")
+			shown = 0
+			for line := range strings.Lines(time.Now().Format("15:04:05 ") + text) {
+				if r := []rune(line); len(r) > widest { // a line that wraps would be two
+					line = string(r[:widest]) + "\n"
+				}
+				a.printf("%s", line)
+				shown++
+			}
 		case text != last:
 			a.printf("%s", text)
 		}
@@ -175,6 +184,7 @@ func (v *demoVerb) stream(ctx context.Context, a *app, g *demo.Grid) error {
 			return nil // the registry is asked again; nothing is decided by it
 		}
 		last = now
+		byName(&o)
 		return a.printJSON(struct {
 			Event string `json:"event"`
 			webgw.Overview
@@ -208,6 +218,7 @@ func liveStatus(o webgw.Overview, err error) string {
 	if err != nil {
 		return "the registry does not answer: " + printable(err.Error()) + "\n"
 	}
+	byName(&o)
 	var b strings.Builder
 	b.WriteString("status\n")
 	for _, p := range o.Gateways {

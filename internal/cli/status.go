@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +25,7 @@ func (v *statusVerb) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
+	byName(&o)
 	if a.json {
 		return a.printJSON(o)
 	}
@@ -57,6 +60,16 @@ func (v *statusVerb) Run(ctx context.Context, a *app) error {
 		}
 	}
 	return nil
+}
+
+// byName sorts an overview as people look for things.
+func byName(o *webgw.Overview) {
+	party := func(a, b webgw.PartyStatus) int { return cmp.Or(cmp.Compare(a.Name, b.Name), a.ID.Compare(b.ID)) }
+	slices.SortFunc(o.Gateways, party)
+	slices.SortFunc(o.Nodes, party)
+	slices.SortFunc(o.Exposures, func(a, b webgw.ExposureStatus) int {
+		return cmp.Or(cmp.Compare(a.Key.Name, b.Key.Name), a.Key.Owner.Compare(b.Key.Owner))
+	})
 }
 
 func mark(up bool) string {
