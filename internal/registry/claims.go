@@ -249,6 +249,16 @@ func (p *plan) zone(host string) bool {
 	return slices.ContainsFunc(uses, func(u use) bool { return u.Zone })
 }
 
+// inZone reports whether host lies below the apex of a live gateway's zone.
+func (p *plan) inZone(host string) bool {
+	for a := above(host); a != ""; a = above(a) {
+		if p.zone(a) {
+			return true
+		}
+	}
+	return false
+}
+
 func taken(field, hint, format string, args ...any) error {
 	return &webgw.Error{Kind: webgw.Taken, Field: field, Public: fmt.Sprintf(format, args...), Hint: hint}
 }
@@ -335,6 +345,11 @@ func (p *plan) takeHost(r *webgw.Record, c claim, uses []use) error {
 		}
 		if p.subtree(key) {
 			return taken(c.field, "choose another name", "another owner holds %q with everything below it", a)
+		}
+		if p.inZone(a) {
+			// Names in a zone are given out one by one; what lies below one could
+			// pass for it, and set its cookies. Elsewhere, DNS says who may.
+			return taken(c.field, "choose another name", "another owner holds %q, above it", a)
 		}
 		if p.zone(a) && reserved(labelBelow(c.host, a)) {
 			return taken(c.field, "choose another name", "%q is reserved for the gateway of %q", c.host, a)
