@@ -29,12 +29,17 @@ type web struct {
 	tls     *tls.Config
 	proxy   *httputil.ReverseProxy
 	serving sync.WaitGroup
+
+	mu       sync.Mutex
+	requests int // under way
+	closed   bool
+	idle     chan struct{} // closed when closed and no request is under way
 }
 
 const maxStreams = 250 // of one HTTP/2 connection
 
 func newWeb(s *Server) *web {
-	w := &web{s: s, conns: &handover{ch: make(chan net.Conn), done: make(chan struct{})}}
+	w := &web{s: s, idle: make(chan struct{}), conns: &handover{ch: make(chan net.Conn), done: make(chan struct{})}}
 	errorLog := slog.NewLogLogger(s.log.Handler(), slog.LevelDebug) // of visitors' doing
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
@@ -105,6 +110,34 @@ func (w *web) close() {
 		w.s.log.Debug("HTTP close", "err", err)
 	}
 	w.serving.Wait()
+	// net/http closes connections but waits for no handler; their contexts have
+	// ended with the connections.
+	w.mu.Lock()
+	w.closed = true
+	none := w.requests == 0
+	w.mu.Unlock()
+	if !none {
+		<-w.idle
+	}
+}
+
+// begin counts a request, unless the server is closed.
+func (w *web) begin() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return false
+	}
+	w.requests++
+	return true
+}
+
+func (w *web) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.requests--; w.requests == 0 && w.closed {
+		close(w.idle)
+	}
 }
 
 // handover is the listener of an HTTP server whose connections come from the
@@ -272,6 +305,10 @@ func newRequestID() string {
 
 // ServeHTTP routes one request, admits it and passes it on.
 func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	if !w.begin() {
+		panic(http.ErrAbortHandler) // its connection is closed
+	}
+	defer w.end()
 	x := &exchange{ResponseWriter: rw, web: w, conn: r.Context().Value(connKey{}).(connInfo), in: r, id: newRequestID()}
 	start := time.Now()
 	x.host = hostOf(r.Host)
