@@ -68,10 +68,11 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			home := filepath.Join(e.WorkDir, "home")
 			e.Setenv("HOME", home)
-			for _, v := range []string{"XDG_CONFIG_HOME", "XDG_STATE_HOME", "WEBGW_REGISTRY", "WEBGW_CONFIG", "WEBGW_KEY"} {
+			for _, v := range []string{"XDG_CONFIG_HOME", "WEBGW_REGISTRY", "WEBGW_CONFIG", "WEBGW_KEY"} {
 				e.Setenv(v, "")
 			}
 			e.Setenv("XDG_STATE_HOME", filepath.Join(home, "state"))
+			e.Setenv("GORACE", "atexit_sleep_ms=10") // else each run takes a second more under -race
 			e.Values["world"] = &scriptWorld{env: e, running: map[string]*background{}}
 			return os.MkdirAll(home, 0o700)
 		},
@@ -248,7 +249,7 @@ func (w *scriptWorld) start(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	b := &background{cmd: exec.Command(path, args[1:]...), exited: make(chan struct{}), more: make(chan struct{})}
 	b.cmd.Dir = ts.MkAbs(".")
-	for _, name := range []string{"HOME", "PATH", "XDG_STATE_HOME", "WEBGW_REGISTRY", "WEBGW_CONFIG", "TMPDIR", "GOCOVERDIR"} {
+	for _, name := range []string{"HOME", "PATH", "XDG_STATE_HOME", "WEBGW_REGISTRY", "WEBGW_CONFIG", "TMPDIR", "GORACE", "GOCOVERDIR"} {
 		if v := ts.Getenv(name); v != "" {
 			b.cmd.Env = append(b.cmd.Env, name+"="+v)
 		}
