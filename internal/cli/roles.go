@@ -9,6 +9,7 @@ import (
 	"os"
 	"sort"
 	"strings"
+	"sync"
 	"syscall"
 
 	"webgw.dev/webgw"
@@ -68,6 +69,11 @@ func (v *nodeVerb) Run(ctx context.Context, a *app) error {
 // serve runs a role until ctx ends and tells when it serves.
 func (a *app) serve(ctx context.Context, c daemon.Common, run func(context.Context, daemon.Env) error) error {
 	log := newLogger(a.env.Stderr, c)
+	var tidy sync.WaitGroup
+	defer tidy.Wait()
+	serving, over := context.WithCancel(ctx)
+	defer over()
+	tidy.Go(func() { daemon.Tidy(serving) })
 	ready := func(i daemon.Info) { a.announce(i) }
 	err := run(ctx, daemon.Env{Net: a.env.Net, Log: log, Ready: ready, Release: version().Version})
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {

@@ -179,19 +179,22 @@ func (s *Server) accept(l *listener) {
 	}
 }
 
-// serve runs the corridor for one connection. A bug there ends that connection
-// loudly, not the gateway.
+// serve runs the corridor for one connection.
 func (s *Server) serve(l *listener, v *visit) {
-	defer func() {
-		if p := recover(); p != nil {
-			s.metrics.panics.Inc()
-			s.log.Error("connection panicked", "err", p, "stack", string(debug.Stack()))
-			netx.Reset(v.raw)
-			v.leave()
-		}
-	}()
+	defer s.mourn(v)
 	l.serve(v)
 	v.arrive()
+}
+
+// mourn is deferred by whoever serves v: a bug there ends that connection
+// loudly, not the gateway.
+func (s *Server) mourn(v *visit) {
+	if p := recover(); p != nil {
+		s.metrics.panics.Inc()
+		s.log.Error("connection panicked", "err", p, "stack", string(debug.Stack()))
+		netx.Reset(v.raw)
+		v.leave()
+	}
 }
 
 // arrive notes, once, that the visit has been passed on or has ended.

@@ -148,64 +148,105 @@ func isTimeout(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded)
 }
 
+// passage is a connection whose bytes are passed on as they are. It lies on the
+// heap, and what waits for its end uses little stack: an idle stream costs what
+// stands on the stacks of the goroutines that wait.
+type passage struct {
+	*visit
+	route  *Route
+	head   []byte // read already
+	from   Origin
+	turn   turn
+	late   time.Time // no target is tried after that
+	target *target
+	stream Stream
+	done   Access
+}
+
 // forward passes the connection's bytes to a target of r and back, as they
 // are. head was read already. What can't be connected is reset.
 func (s *Server) forward(v *visit, r *Route, head []byte, host string) {
-	defer v.leave()
 	v.arrive()
 	if !r.admit(&s.limits) {
 		s.turnAway(v, reasonOwner, nil)
 		return
 	}
-	defer r.release()
-	protocol := string(r.Exposure.Protocol)
-	gauge := s.metrics.streams.WithLabelValues(protocol)
+	p := &passage{visit: v, route: r, head: head, turn: r.turn(), late: time.Now().Add(3 * s.limits.Open),
+		from: Origin{Visitor: v.visitor, Local: v.local, Host: host, Protocol: r.Exposure.Protocol},
+		done: Access{Access: webgw.Access{Time: v.since, Exposure: r.Key, Visitor: v.visitor.Addr(), Host: host, Proto: string(r.Exposure.Protocol)}}}
+	// In a goroutine of its own, whose stack has not grown by understanding the
+	// first bytes.
+	go p.pass()
+}
+
+// pass tries targets until one takes the stream, and joins it.
+func (p *passage) pass() {
+	defer p.server.mourn(p.visit)
+	defer p.leave()
+	defer p.route.release()
+	gauge := p.server.metrics.streams.WithLabelValues(p.done.Proto)
 	gauge.Inc()
 	defer gauge.Dec()
-
-	ctx, cancel := context.WithTimeout(s.ctx, 3*s.limits.Open) // for opening; joining takes as long as it takes
-	defer cancel()
-	from := Origin{Visitor: v.visitor, Local: v.local, Host: host, Protocol: r.Exposure.Protocol}
-	done := Access{Access: webgw.Access{Time: v.since, Exposure: r.Key, Visitor: v.visitor.Addr(), Host: host, Proto: protocol}}
 	result := resultUnreached
-	turn := r.turn()
-	for t := turn.pick(time.Now()); t != nil && ctx.Err() == nil; t = turn.pick(time.Now()) {
-		done.Target = t.Target
-		var stream Stream
-		if stream, done.Err = s.open(ctx, r, t, from); done.Err != nil {
-			continue
-		}
+	for result == resultUnreached && p.open() {
 		joined := time.Now()
-		done.BytesIn, done.BytesOut, done.Err = stream.Join(v.raw, head)
-		if isRefusal(done.Err) && done.BytesOut == 0 {
-			t.failed(time.Now())
-			// Nothing but the head has been taken from the visitor: the next
-			// target may have it, if the visitor is still there.
-			if done.BytesIn <= int64(len(head)) && v.raw.SetReadDeadline(time.Time{}) == nil {
-				continue
-			}
+		p.done.BytesIn, p.done.BytesOut, p.done.Err = p.stream.Join(p.raw, p.head)
+		if result = p.joined(joined); result == resultUnreached && !p.again() {
 			break
 		}
-		s.metrics.join.WithLabelValues(protocol).Observe(time.Since(joined).Seconds())
-		if done.Err == nil || done.BytesOut > 0 {
-			t.worked()
-		}
-		result = resultOK
-		if done.Err != nil {
-			result = resultBroken
-		}
-		break
 	}
+	p.end(result)
+}
+
+// open opens a stream to the next target that can be reached; false if there
+// is none.
+func (p *passage) open() bool {
+	ctx, cancel := context.WithDeadline(p.server.ctx, p.late)
+	defer cancel()
+	for t := p.turn.pick(time.Now()); t != nil && ctx.Err() == nil; t = p.turn.pick(time.Now()) {
+		p.target, p.done.Target = t, t.Target
+		if p.stream, p.done.Err = p.server.open(ctx, p.route, t, p.from); p.done.Err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// joined judges how the stream ended that began at that time.
+func (p *passage) joined(began time.Time) (result string) {
+	if isRefusal(p.done.Err) && p.done.BytesOut == 0 {
+		p.target.failed(time.Now())
+		return resultUnreached
+	}
+	p.server.metrics.join.WithLabelValues(p.done.Proto).Observe(time.Since(began).Seconds())
+	if p.done.Err == nil || p.done.BytesOut > 0 {
+		p.target.worked()
+	}
+	if p.done.Err != nil {
+		return resultBroken
+	}
+	return resultOK
+}
+
+// again reports whether the next target may have the visitor: nothing but the
+// head has been taken from them, and they are still there.
+func (p *passage) again() bool {
+	return p.done.BytesIn <= int64(len(p.head)) && p.raw.SetReadDeadline(time.Time{}) == nil
+}
+
+// end closes the visitor's connection and tells how it went.
+func (p *passage) end(result string) {
+	s := p.server
 	if result == resultUnreached {
-		netx.Reset(v.raw)
-		s.log.Info("no target could be reached", "exposure", r.Key.String(), "visitor", v.visitor, "err", done.Err)
-	} else if err := v.raw.Close(); err != nil {
-		s.log.Debug("closing a visitor", "visitor", v.visitor, "err", err)
+		netx.Reset(p.raw)
+		s.log.Info("no target could be reached", "exposure", p.route.Key.String(), "visitor", p.visitor, "err", p.done.Err)
+	} else if err := p.raw.Close(); err != nil {
+		s.log.Debug("closing a visitor", "visitor", p.visitor, "err", err)
 	}
-	s.metrics.result(protocol, result)
-	s.metrics.carried(protocol, done.BytesIn, done.BytesOut)
-	done.Took = time.Since(v.since)
-	s.record(done)
+	s.metrics.result(p.done.Proto, result)
+	s.metrics.carried(p.done.Proto, p.done.BytesIn, p.done.BytesOut)
+	p.done.Took = time.Since(p.since)
+	s.record(p.done)
 }
 
 // isRefusal reports whether a stream ended because the workload's end refused it.

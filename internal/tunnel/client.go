@@ -507,31 +507,31 @@ func (a *attachment) serve(ctx context.Context, d *dataConn) {
 	}
 }
 
-// awaitRequest waits for the next request.
-func (d *dataConn) awaitRequest() (Request, error) {
+// awaitRequest waits for the next request. A request lies on the heap: the
+// stacks of goroutines that wait, here and in stream, are most of what an idle
+// connection costs.
+func (d *dataConn) awaitRequest() (*Request, error) {
 	t, n, _, err := d.header(true)
 	if err != nil {
-		return Request{}, err
+		return nil, err
 	}
 	if t != frameOpen {
-		return Request{}, fmt.Errorf("tunnel: frame type %d instead of a request", t)
+		return nil, fmt.Errorf("tunnel: frame type %d instead of a request", t)
 	}
 	p, err := d.body(n)
 	if err != nil {
-		return Request{}, err
+		return nil, err
 	}
-	r := Request{Kind: d.kind}
-	err = d.openFrame(t, toNode, p, &r)
+	r := new(Request)
+	err = d.openFrame(t, toNode, p, r)
 	r.Kind = d.kind
 	d.giveBack()
 	return r, err
 }
 
 // stream carries out one request.
-func (a *attachment) stream(ctx context.Context, d *dataConn, r Request) error {
-	dialCtx, cancel := context.WithTimeout(ctx, connectTimeout)
-	workload, err := a.c.Connect(dialCtx, a.c.Gateway, r)
-	cancel()
+func (a *attachment) stream(ctx context.Context, d *dataConn, r *Request) error {
+	workload, err := a.connect(ctx, r)
 	if err != nil {
 		a.c.Metrics.m.opened(r.Kind, string(webgw.KindOf(err)), time.Now())
 		return d.refuse(err)
@@ -562,10 +562,20 @@ func (a *attachment) stream(ctx context.Context, d *dataConn, r Request) error {
 		d.reset()
 	}
 	err = errors.Join(err, <-received)
-	if a.c.Ended != nil {
-		a.c.Ended(Ended{r, d.bytesIn.Load(), d.bytesOut.Load(), time.Since(began), err})
-	}
+	a.ended(r, d, began, err)
 	return err
+}
+
+func (a *attachment) connect(ctx context.Context, r *Request) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	return a.c.Connect(ctx, a.c.Gateway, *r)
+}
+
+func (a *attachment) ended(r *Request, d *dataConn, began time.Time, err error) {
+	if a.c.Ended != nil {
+		a.c.Ended(Ended{*r, d.bytesIn.Load(), d.bytesOut.Load(), time.Since(began), err})
+	}
 }
 
 // refuse answers a request with err, and skips what the gateway has sent for
