@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
@@ -59,7 +60,7 @@ func (s *Store) embed(ctx context.Context, c Config) error {
 	cfg.MaxTxnOps = maxTxnOps
 	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = "periodic", "1h"
 	cfg.WatchProgressNotifyInterval = 5e9
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(c.Log))
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(s.log.zap())
 	server, err := embed.StartEtcd(cfg)
 	if err != nil {
 		s.unlock()
@@ -79,19 +80,29 @@ func (s *Store) embed(ctx context.Context, c Config) error {
 		return fail(webgw.Internal, fmt.Sprintf("the store in %s does not start", c.Dir), err)
 	}
 	s.server, s.client = server, v3client.New(server.Server)
+	s.log.running.Store(true)
 	return nil
 }
 
-// zapTo passes on what etcd logs at warning and above.
-func zapTo(log *slog.Logger) *zap.Logger {
-	enc := zap.NewProductionEncoderConfig()
-	enc.TimeKey = ""
-	return zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(enc), zapcore.AddSync(slogWriter{log}), zapcore.WarnLevel))
+// etcdLog passes on the errors that etcd logs. Its warnings are of no use to
+// who runs this, and neither is what it says while it starts or stops: that
+// comes back as an error where it matters.
+type etcdLog struct {
+	log     *slog.Logger
+	running atomic.Bool
 }
 
-type slogWriter struct{ log *slog.Logger }
+func (l *etcdLog) zap() *zap.Logger {
+	enc := zap.NewProductionEncoderConfig()
+	enc.TimeKey = ""
+	return zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(enc), zapcore.AddSync(l), zapcore.ErrorLevel))
+}
 
-func (w slogWriter) Write(p []byte) (int, error) {
-	w.log.Warn("etcd", "line", string(bytes.TrimSpace(p)))
+func (l *etcdLog) Write(p []byte) (int, error) {
+	level := slog.LevelDebug
+	if l.running.Load() {
+		level = slog.LevelError
+	}
+	l.log.Log(context.Background(), level, "etcd", "line", string(bytes.TrimSpace(p)))
 	return len(p), nil
 }

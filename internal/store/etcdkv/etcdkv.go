@@ -47,6 +47,7 @@ type Store struct {
 	prefix string
 	client *clientv3.Client
 	server *embed.Etcd // nil: external
+	log    *etcdLog
 	unlock func()
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -60,7 +61,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{prefix: c.Prefix, unlock: func() {}}
+	s := &Store{prefix: c.Prefix, log: &etcdLog{log: c.Log}, unlock: func() {}}
 	if s.prefix == "" {
 		s.prefix = DefaultPrefix
 	}
@@ -80,12 +81,13 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 
 func (s *Store) dial(ctx context.Context, c Config) error {
 	client, err := clientv3.New(clientv3.Config{Endpoints: c.Endpoints, TLS: c.TLS, DialTimeout: dialTimeout,
-		DialKeepAliveTime: 3 * time.Second, DialKeepAliveTimeout: 3 * time.Second, Context: s.ctx, Logger: zapTo(c.Log)})
+		DialKeepAliveTime: 3 * time.Second, DialKeepAliveTimeout: 3 * time.Second, Context: s.ctx, Logger: s.log.zap()})
 	if err == nil {
 		try, cancel := context.WithTimeout(ctx, dialTimeout)
 		defer cancel()
 		if _, err = client.Get(try, s.prefix, clientv3.WithKeysOnly(), clientv3.WithLimit(1)); err == nil {
 			s.client = client
+			s.log.running.Store(true)
 			return nil
 		}
 		err = errors.Join(err, client.Close())
@@ -249,6 +251,7 @@ func (s *Store) Close() error {
 	if s.ctx.Err() != nil {
 		return nil
 	}
+	s.log.running.Store(false)
 	s.cancel()
 	err := s.client.Close()
 	if errors.Is(err, context.Canceled) {
