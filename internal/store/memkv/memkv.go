@@ -41,6 +41,7 @@ type version struct {
 
 type lease struct {
 	ttl   time.Duration
+	until time.Time // a timer that fired before a KeepAlive finds it later
 	timer *time.Timer
 	keys  map[string]struct{}
 }
@@ -174,13 +175,19 @@ func (s *Store) writeLocked(ops []store.Op) {
 	}
 	s.rev = b.Rev
 	s.log = append(s.log, b)
-	for len(s.log) > s.History {
+	s.trimLocked(s.History)
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// trimLocked forgets all but the last n revisions.
+func (s *Store) trimLocked(n int) {
+	for len(s.log) > n {
 		s.forgetLocked(s.log[0])
+		s.log[0] = store.Batch{} // for the collector
 		s.log = s.log[1:]
 		s.first++
 	}
-	close(s.changed)
-	s.changed = make(chan struct{})
 }
 
 // forgetLocked drops the versions that b's revision made superfluous.
@@ -188,6 +195,7 @@ func (s *Store) forgetLocked(b store.Batch) {
 	for _, e := range b.Events {
 		vs := s.keys[e.Key]
 		for len(vs) > 1 && vs[1].Mod <= b.Rev {
+			vs[0] = version{} // for the collector
 			vs = vs[1:]
 		}
 		if len(vs) == 1 && vs[0].deleted && vs[0].Mod <= b.Rev {
@@ -262,11 +270,15 @@ func (s *Store) Grant(ctx context.Context, ttl time.Duration) (store.Lease, erro
 	ttl = max(ttl.Truncate(time.Second), 2*time.Second)
 	s.granted++
 	id := s.granted
-	s.leases[id] = &lease{ttl: ttl, keys: map[string]struct{}{}, timer: time.AfterFunc(ttl, func() {
+	l := &lease{ttl: ttl, until: time.Now().Add(ttl), keys: map[string]struct{}{}}
+	l.timer = time.AfterFunc(ttl, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.endLocked(id)
-	})}
+		if !time.Now().Before(l.until) {
+			s.endLocked(id)
+		}
+	})
+	s.leases[id] = l
 	return id, nil
 }
 
@@ -281,6 +293,7 @@ func (s *Store) KeepAlive(ctx context.Context, id store.Lease) error {
 	if l == nil {
 		return store.ErrLease
 	}
+	l.until = time.Now().Add(l.ttl)
 	l.timer.Reset(l.ttl)
 	return nil
 }

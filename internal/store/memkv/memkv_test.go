@@ -1,6 +1,7 @@
 package memkv
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"testing/synctest"
@@ -9,13 +10,30 @@ import (
 	"webgw.dev/webgw/internal/store/storetest"
 )
 
-func TestContract(t *testing.T) {
-	storetest.Run(t, func(t *testing.T) store.KV {
-		s := New()
-		t.Cleanup(func() { s.Close() })
-		return s
-	})
+// compacting lets the suite make the store forget.
+type compacting struct{ *Store }
+
+func (c compacting) Compact(_ context.Context, rev int64) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.trimLocked(int(c.rev - rev))
+	return nil
 }
+
+func open(t *testing.T) store.KV {
+	s := New()
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return compacting{s}
+}
+
+func TestContract(t *testing.T) { storetest.Run(t, open) }
+
+// A bubble also fails if anything is left running after Close.
+func TestContractInBubble(t *testing.T) { storetest.RunIn(t, synctest.Test, open) }
 
 func TestHistoryIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -26,10 +44,12 @@ func TestHistoryIsBounded(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		var last error
 		for _, err := range s.Watch(t.Context(), "", 5) {
-			if !errors.Is(err, store.ErrCompacted) {
-				t.Errorf("a watch from too far back: %v", err)
-			}
+			last = err
+		}
+		if !errors.Is(last, store.ErrCompacted) {
+			t.Errorf("a watch from too far back: %v", last)
 		}
 		if _, _, err := s.List(t.Context(), "", "", 0, 5); !errors.Is(err, store.ErrCompacted) {
 			t.Errorf("a list from too far back: %v", err)
@@ -41,4 +61,31 @@ func TestHistoryIsBounded(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// The versions of a key go with the revisions that made them.
+func TestForgottenKeysTakeNoRoom(t *testing.T) {
+	s := New()
+	s.History = 2
+	for range 5 {
+		for _, del := range []bool{false, true} {
+			if _, _, err := s.Txn(t.Context(), nil, []store.Op{{Key: "a", Delete: del}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if n := len(s.keys["a"]); n > 3 {
+		t.Errorf("%d versions of a key in a store that remembers 2 revisions", n)
+	}
+	for range 2 {
+		if _, _, err := s.Txn(t.Context(), nil, []store.Op{{Key: "b"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, ok := s.keys["a"]; ok {
+		t.Error("a deleted key is still remembered")
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
 }

@@ -3,7 +3,6 @@ package storetest
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -12,26 +11,48 @@ import (
 	"webgw.dev/webgw/internal/store"
 )
 
-// Run runs the suite; open gives an empty store and closes it when t ends.
+// Compacter is a store that the suite can make forget its past. Suites of
+// stores without it say nothing of compaction.
+type Compacter interface {
+	// Compact forgets what is older than revision rev.
+	Compact(ctx context.Context, rev int64) error
+}
+
+// Run runs the suite; open gives an empty store that nobody else writes to, and
+// closes it when t ends.
 func Run(t *testing.T, open func(t *testing.T) store.KV) {
+	RunIn(t, func(t *testing.T, f func(*testing.T)) { f(t) }, open)
+}
+
+// RunIn is Run with each test within in, as is synctest.Test.
+func RunIn(t *testing.T, in func(*testing.T, func(*testing.T)), open func(t *testing.T) store.KV) {
 	for name, f := range map[string]func(*testing.T, *kv){
 		"a key is absent, put, changed, deleted":                    life,
 		"a transaction holds its conditions or writes nothing":      conditions,
 		"revisions rise by one with each transaction":               revisions,
 		"a list is cut by prefix, start and limit, at one revision": list,
+		"a hundred claimants of a key have one winner":              claimants,
 		"a watch from the past misses nothing and repeats nothing":  watchPast,
+		"a watch from nothing begins at the beginning":              watchAll,
 		"a watch sees all of a transaction in one batch":            watchBatch,
 		"a watch keeps up with many writers":                        watchWriters,
+		"a watch without changes hears of the revision":             watchIdle,
 		"a watch ends with its context":                             watchEnds,
-		"a hundred claimants of a key have one winner":              claimants,
+		"a past that was compacted is refused":                      compacted,
 		"a lease takes its keys with it, and the watch sees it":     leases,
+		"a lease that is revoked takes its keys in one batch":       revoked,
 		"a lease that is kept alive lives":                          keptLease,
+		"a caller who has left gets their own context's error":      canceled,
 		"a closed store ends watches and refuses everything":        closed,
+		"a store may be closed while everybody uses it":             closedInUse,
 	} {
 		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-			defer cancel()
-			f(t, &kv{open(t), t, ctx})
+			t.Parallel()
+			in(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+				defer cancel()
+				f(t, &kv{open(t), t, ctx})
+			})
 		})
 	}
 }
@@ -166,98 +187,6 @@ func list(t *testing.T, s *kv) {
 	}
 }
 
-// collect reads a watch until n events have come.
-func (s *kv) collect(prefix string, from int64, n int) (out []store.Event, batches int) {
-	s.t.Helper()
-	last := from - 1
-	for b, err := range s.Watch(s.ctx, prefix, from) {
-		if err != nil {
-			s.t.Fatalf("watch after %d of %d events: %v", len(out), n, err)
-		}
-		if b.Rev <= last {
-			s.t.Fatalf("revision %d after %d", b.Rev, last)
-		}
-		last = b.Rev
-		if len(b.Events) > 0 {
-			batches++
-		}
-		for _, e := range b.Events {
-			if e.Mod != b.Rev {
-				s.t.Fatalf("an event of revision %d in the batch of %d", e.Mod, b.Rev)
-			}
-		}
-		if out = append(out, b.Events...); len(out) >= n {
-			break
-		}
-	}
-	return out, batches
-}
-
-func watchPast(t *testing.T, s *kv) {
-	from := s.put("p/a", "1")
-	s.put("q/a", "not ours")
-	s.put("p/a", "2")
-	s.txn(nil, store.Op{Key: "p/a", Delete: true})
-	go func() { s.put("p/b", "3") }()
-	got, _ := s.collect("p/", from, 4)
-	text := ""
-	for _, e := range got {
-		text += fmt.Sprintf("%s=%s,%v ", e.Key, e.Value, e.Deleted)
-	}
-	if want := "p/a=1,false p/a=2,false p/a=,true p/b=3,false "; text != want {
-		t.Errorf("saw %s, want %s", text, want)
-	}
-	if got, _ := s.collect("p/", from+1, 1); string(got[0].Value) != "2" {
-		t.Errorf("resumed with %s", got[0].Value)
-	}
-}
-
-func watchBatch(t *testing.T, s *kv) {
-	rev := s.txn(nil, store.Op{Key: "p/a", Value: []byte("1")}, store.Op{Key: "p/b", Value: []byte("1")}, store.Op{Key: "p/c", Value: []byte("1")})
-	if got, batches := s.collect("p/", rev, 3); len(got) != 3 || batches != 1 {
-		t.Errorf("%d events in %d batches", len(got), batches)
-	}
-}
-
-func watchWriters(t *testing.T, s *kv) {
-	const writers, each = 8, 50
-	from := s.put("start", "") + 1
-	var wg sync.WaitGroup
-	for w := range writers {
-		wg.Go(func() {
-			for i := range each {
-				if ok, _, err := s.Txn(s.ctx, nil, []store.Op{{Key: fmt.Sprintf("p/%d/%d", w, i), Value: []byte("x")}}); err != nil || !ok {
-					t.Errorf("write: %v %v", ok, err)
-				}
-			}
-		})
-	}
-	got, _ := s.collect("p/", from, writers*each)
-	wg.Wait()
-	seen := map[string]bool{}
-	for _, e := range got {
-		seen[e.Key] = true
-	}
-	if len(seen) != writers*each || len(got) != writers*each {
-		t.Errorf("%d events about %d keys, want %d", len(got), len(seen), writers*each)
-	}
-}
-
-func watchEnds(t *testing.T, s *kv) {
-	ctx, cancel := context.WithCancel(s.ctx)
-	from := s.put("p/a", "1")
-	var last error
-	for b, err := range s.Watch(ctx, "p/", from) {
-		if last = err; err == nil && len(b.Events) > 0 {
-			cancel()
-		}
-	}
-	cancel()
-	if !errors.Is(last, context.Canceled) {
-		t.Errorf("the last element is %v", last)
-	}
-}
-
 func claimants(t *testing.T, s *kv) {
 	var wg sync.WaitGroup
 	winners := make(chan int, 100)
@@ -284,81 +213,5 @@ func claimants(t *testing.T, s *kv) {
 	item, _, _, err := s.Get(s.ctx, "name")
 	if err != nil || string(item.Value) != fmt.Sprint(won) {
 		t.Errorf("%d won and %s is stored, %v", won, item.Value, err)
-	}
-}
-
-func leases(t *testing.T, s *kv) {
-	lease, err := s.Grant(s.ctx, 2*time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rev := s.txn(nil, store.Op{Key: "p/a", Value: []byte("1"), Lease: lease}, store.Op{Key: "p/b", Value: []byte("1"), Lease: lease})
-	s.put("p/b", "kept: no longer of the lease")
-	got, _ := s.collect("p/", rev+2, 1)
-	if len(got) != 1 || !got[0].Deleted || got[0].Key != "p/a" {
-		t.Errorf("saw %+v", got)
-	}
-	s.wantNone("p/a")
-	if err := s.KeepAlive(s.ctx, lease); !errors.Is(err, store.ErrLease) {
-		t.Errorf("keeping an ended lease alive: %v", err)
-	}
-	if _, _, err := s.Txn(s.ctx, nil, []store.Op{{Key: "p/c", Lease: lease}}); !errors.Is(err, store.ErrLease) {
-		t.Errorf("writing under an ended lease: %v", err)
-	}
-	if lease, err = s.Grant(s.ctx, time.Hour); err != nil {
-		t.Fatal(err)
-	}
-	s.txn(nil, store.Op{Key: "p/d", Lease: lease})
-	if err := s.Revoke(s.ctx, lease); err != nil {
-		t.Fatal(err)
-	}
-	s.wantNone("p/d")
-}
-
-func keptLease(t *testing.T, s *kv) {
-	lease, err := s.Grant(s.ctx, 2*time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rev := s.txn(nil, store.Op{Key: "a", Value: []byte("1"), Lease: lease})
-	tick := time.NewTicker(500 * time.Millisecond)
-	defer tick.Stop()
-	for range 8 {
-		<-tick.C
-		if err := s.KeepAlive(s.ctx, lease); err != nil {
-			t.Fatal(err)
-		}
-	}
-	s.want("a", "1", rev)
-}
-
-func closed(t *testing.T, s *kv) {
-	from := s.put("a", "1")
-	ended := make(chan error, 1)
-	began := make(chan struct{})
-	go func() {
-		var last error
-		for b, err := range s.Watch(s.ctx, "", from) {
-			if last = err; err == nil && len(b.Events) > 0 {
-				close(began)
-			}
-		}
-		ended <- last
-	}()
-	<-began
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-ended; !errors.Is(err, store.ErrClosed) {
-		t.Errorf("the watch ended with %v", err)
-	}
-	if _, _, _, err := s.Get(s.ctx, "a"); !errors.Is(err, store.ErrClosed) {
-		t.Errorf("get: %v", err)
-	}
-	if _, _, err := s.Txn(s.ctx, nil, []store.Op{{Key: "a"}}); !errors.Is(err, store.ErrClosed) {
-		t.Errorf("txn: %v", err)
-	}
-	if err := s.Close(); err != nil {
-		t.Errorf("second close: %v", err)
 	}
 }
