@@ -186,6 +186,9 @@ func inspect(raw json.RawMessage) any {
 		err = errors.Join(err, cpuProfile.Close())
 	}
 	if q.Heap != "" {
+		if err == nil {
+			err = writeMemory(q.Heap + ".txt")
+		}
 		runtime.GC()
 	}
 	write("heap", q.Heap)
@@ -195,6 +198,16 @@ func inspect(raw json.RawMessage) any {
 		a.Error = err.Error()
 	}
 	return a
+}
+
+// writeMemory writes of what this process's memory consists right now.
+func writeMemory(file string) error {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	const kb = 1024
+	return os.WriteFile(file, fmt.Appendf(nil, "KB: heap in use %d (objects %d), stacks %d, runtime %d, idle and not released %d, next collection at %d, collections %d\n",
+		m.HeapInuse/kb, m.HeapAlloc/kb, m.StackInuse/kb, (m.MSpanSys+m.MCacheSys+m.GCSys+m.OtherSys+m.BuckHashSys)/kb,
+		(m.HeapIdle-m.HeapReleased)/kb, m.NextGC/kb, m.NumGC), 0o666)
 }
 
 // footprint is what a process takes; per stream when divided.

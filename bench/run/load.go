@@ -244,15 +244,19 @@ func (l *load) visit(j job, m *meter) {
 }
 
 func (l *load) hold(j job) (res result, err error) {
-	const together = 20
+	// Slowly: how a gateway keeps up with a rush is another measure.
+	const together, every = 20, 2 * time.Millisecond
+	pace := time.NewTicker(every)
+	defer pace.Stop()
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, together)
-	for range j.Streams {
+	for i := range j.Streams {
 		slots <- struct{}{}
+		<-pace.C
 		wg.Go(func() {
 			defer func() { <-slots }()
-			v, err := l.connect(j.Endpoint)
+			v, err := l.connectFrom(j.Endpoint, &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(1+i%visitorAddresses))})
 			if err == nil {
 				err = v.ask(askPing)
 			}
@@ -280,8 +284,19 @@ type visitor struct {
 	buf    [question + 1]byte
 }
 
-func (l *load) connect(at Endpoint) (*visitor, error) {
-	c, err := net.DialTimeout("tcp", at.Addr, 10*time.Second)
+// visitorAddresses is over how many addresses those who hold connections are
+// spread: gateways limit how many one address may have.
+const visitorAddresses = 50
+
+func (l *load) connect(at Endpoint) (*visitor, error) { return l.connectFrom(at, nil) }
+
+// connectFrom connects from an address of this machine, nil for any.
+func (l *load) connectFrom(at Endpoint, from *net.TCPAddr) (*visitor, error) {
+	d := net.Dialer{Timeout: 10 * time.Second}
+	if from != nil {
+		d.LocalAddr = from
+	}
+	c, err := d.Dial("tcp", at.Addr)
 	if err != nil {
 		return nil, err
 	}

@@ -228,12 +228,11 @@ func (r *rig) idle(ctx context.Context, k kind, m measure, t *table) error {
 	if !ok {
 		return nil
 	}
+	// The first ones pay for what is needed once, for any number.
+	const first = 500
+	hold := job{Endpoint: at, Op: opIdle, Streams: first}
 	var res result
-	hold := job{Endpoint: at, Op: opIdle, Streams: 50}
-	if err := r.load.call(hold, &res); err != nil { // what is needed once, for any number
-		return err
-	}
-	if err := r.load.call(job{Op: opRelease}, &res); err != nil {
+	if err := r.load.call(hold, &res); err != nil {
 		return err
 	}
 	before, err := s.settle()
@@ -270,9 +269,10 @@ func (r *rig) idle(ctx context.Context, k kind, m measure, t *table) error {
 // settle waits until the processes' memory stands still, and returns what each
 // takes.
 func (s *system) settle() ([]footprint, error) {
-	const every, still, most = 300 * time.Millisecond, 5, 60
+	const every, most = 300 * time.Millisecond, 45 * time.Second
+	still := max(5, int(s.rest/every))
 	var last []footprint
-	for calm, tries := 0, 0; calm < still && tries < most; tries++ {
+	for calm, tries := 0, 0; calm < still && tries < int(most/every); tries++ {
 		time.Sleep(every)
 		now := make([]footprint, len(s.hops))
 		for i, h := range s.hops {

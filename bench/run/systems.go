@@ -32,8 +32,12 @@ type kind struct {
 type system struct {
 	name     string
 	services map[string]Endpoint
-	hops     []hop // gateway, node
+	hops     []hop         // gateway, node
+	rest     time.Duration // how long its memory may stand still before it settles further
 }
+
+// tidied is the rest of processes that run daemon.Tidy.
+const tidied = 11 * time.Second
 
 // Names of services.
 const (

@@ -13,6 +13,7 @@ import (
 	"os"
 
 	"webgw.dev/webgw"
+	"webgw.dev/webgw/internal/daemon"
 	"webgw.dev/webgw/internal/ident"
 	"webgw.dev/webgw/internal/netx"
 	"webgw.dev/webgw/internal/tunnel"
@@ -41,7 +42,7 @@ func (r *rig) tunnel(ctx context.Context) (*system, error) {
 		gateway.stop()
 		return nil, err
 	}
-	return &system{name: nameTunnel, hops: []hop{{child: gateway, role: true}, {child: node, role: true}},
+	return &system{name: nameTunnel, rest: tidied, hops: []hop{{child: gateway, role: true}, {child: node, role: true}},
 		services: map[string]Endpoint{passthrough: {Addr: at.Passthrough, Hello: passHost}, sealedTCP: {Addr: at.TCP}}}, nil
 }
 
@@ -66,6 +67,7 @@ func serveTunnelGateway(ctx context.Context, config json.RawMessage) (at tunnelP
 	if err := json.Unmarshal(config, &c); err != nil {
 		return at, err
 	}
+	go daemon.Tidy(ctx)
 	s := &tunnel.Server{Key: tunnelGateway, Log: warnings()}
 	if at.Nodes, err = listen(func(c *net.TCPConn) {
 		head, err := readHello(c)
@@ -109,6 +111,7 @@ func serveTunnelNode(ctx context.Context, config json.RawMessage) (ready string,
 	if err := json.Unmarshal(config, &c); err != nil {
 		return "", err
 	}
+	go daemon.Tidy(ctx)
 	up := make(chan struct{}, 1)
 	t := &tunnel.Client{
 		Key: tunnelNode, Gateway: tunnelGateway.ID(), Net: netx.Host{}, Log: warnings(),

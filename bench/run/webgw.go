@@ -69,7 +69,7 @@ func (r *rig) webgw(ctx context.Context) (*system, error) {
 		at[i] = fmt.Sprintf("127.0.0.1:%d", port)
 	}
 	tcpPort := strings.TrimPrefix(at[2], "127.0.0.1:")
-	s := &system{name: nameOurs, services: map[string]Endpoint{
+	s := &system{name: nameOurs, rest: tidied, services: map[string]Endpoint{
 		passthrough: {Addr: at[1], Hello: passHost},
 		sealedTCP:   {Addr: at[2]},
 		plainHTTP:   {Addr: at[0], Host: plainHost},
@@ -88,10 +88,8 @@ func (r *rig) webgw(ctx context.Context) (*system, error) {
 		if err := os.WriteFile(manifest, []byte(fmt.Sprintf(exposures, passHost, r.ports.Raw, tcpPort, r.ports.Raw, plainHost, secureHost, r.ports.HTTP)), 0o600); err != nil {
 			return err
 		}
-		apply := exec.CommandContext(ctx, r.bin, "apply", "--registry", gateway.Registry, "-f", manifest)
-		apply.Env = environment(home)
-		if out, err := apply.CombinedOutput(); err != nil {
-			return fmt.Errorf("webgw apply: %w\n%s", err, out)
+		if err := r.apply(ctx, home, gateway.Registry, manifest); err != nil {
+			return err
 		}
 		return r.await(ctx, s)
 	}()
@@ -161,9 +159,28 @@ func environment(home string) []string {
 	return append(out, "HOME="+home)
 }
 
+// patience is how long a system may take until everything answers.
+const patience = 20 * time.Second
+
+// apply declares a manifest, again until the gateway and the node that it names
+// have declared themselves.
+func (r *rig) apply(ctx context.Context, home, registry, manifest string) error {
+	for late := time.Now().Add(patience); ; {
+		apply := exec.CommandContext(ctx, r.bin, "apply", "--registry", registry, "-f", manifest)
+		apply.Env = environment(home)
+		out, err := apply.CombinedOutput()
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(late) || ctx.Err() != nil {
+			return fmt.Errorf("webgw apply: %w\n%s", err, out)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
 // await waits until every service answers.
 func (r *rig) await(ctx context.Context, s *system) error {
-	const patience = 20 * time.Second
 	late := time.Now().Add(patience)
 	for name, at := range s.services {
 		for {
@@ -199,7 +216,7 @@ func serveWebgw(ctx context.Context, config json.RawMessage) (json.RawMessage, e
 	}
 	out, in := io.Pipe()
 	ended := make(chan error, 1)
-	go func() {
+	go func() { // for as long as the process
 		code := cli.Main(ctx, c.Args, cli.Env{Stdin: strings.NewReader(""), Stdout: in, Stderr: os.Stderr, Getenv: func(k string) string { return env[k] }})
 		ended <- fmt.Errorf("webgw ended with %d", code)
 		in.CloseWithError(io.EOF)

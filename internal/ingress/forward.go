@@ -190,7 +190,7 @@ func (p *passage) pass() {
 	result := resultUnreached
 	for result == resultUnreached && p.open() {
 		joined := time.Now()
-		p.done.BytesIn, p.done.BytesOut, p.done.Err = p.stream.Join(p.raw, p.head)
+		p.join()
 		if result = p.joined(joined); result == resultUnreached && !p.again() {
 			break
 		}
@@ -210,6 +210,20 @@ func (p *passage) open() bool {
 		}
 	}
 	return false
+}
+
+// join joins visitor and stream. The head, a ClientHello of 2 KB these days, is
+// left to streams that let go of it once they are accepted.
+func (p *passage) join() {
+	k, keeps := p.stream.(interface{ Refused() (head []byte) })
+	head := p.head
+	if keeps {
+		p.head = nil
+	}
+	p.done.BytesIn, p.done.BytesOut, p.done.Err = p.stream.Join(p.raw, head)
+	if keeps {
+		p.head = k.Refused()
+	}
 }
 
 // joined judges how the stream ended that began at that time.

@@ -533,43 +533,64 @@ func (d *dataConn) awaitRequest() (*Request, error) {
 func (a *attachment) stream(ctx context.Context, d *dataConn, r *Request) error {
 	workload, err := a.connect(ctx, r)
 	if err != nil {
-		a.c.Metrics.m.opened(r.Kind, string(webgw.KindOf(err)), time.Now())
 		return d.refuse(err)
 	}
 	began := time.Now()
-	a.c.Metrics.m.opened(r.Kind, "ok", began)
-	defer workload.Close()
-	accept := make([]byte, headerLen)
-	putHeader(accept, frameAccept, 0)
-	if r.Prompt {
-		if err := d.write(accept); err != nil {
-			return err
-		}
-		accept = nil
-	}
-	received := make(chan error, 1)
-	go func() {
-		err := d.recvTo(workload)
-		if err != nil {
-			netx.Reset(workload)
-			d.reset()
-		}
-		received <- err
-	}()
-	err = d.sendAccepted(workload, accept)
-	if err != nil {
-		netx.Reset(workload)
-		d.reset()
-	}
-	err = errors.Join(err, <-received)
+	err = d.relay(workload, r.Prompt)
 	a.ended(r, d, began, err)
 	return err
 }
 
+// connect asks the role for the workload.
 func (a *attachment) connect(ctx context.Context, r *Request) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	return a.c.Connect(ctx, a.c.Gateway, *r)
+	workload, err := a.c.Connect(ctx, a.c.Gateway, *r)
+	result := "ok"
+	if err != nil {
+		result = string(webgw.KindOf(err))
+	}
+	a.c.Metrics.m.opened(r.Kind, result, time.Now())
+	return workload, err
+}
+
+// relay joins the stream with the workload, and closes that.
+func (d *dataConn) relay(workload net.Conn, prompt bool) error {
+	defer workload.Close()
+	accept, err := d.accept(prompt)
+	if err != nil {
+		return err
+	}
+	received := make(chan error, 1)
+	go func() { received <- d.orCut(workload, d.recvTo(workload)) }()
+	err = d.sendAccepted(workload, accept)
+	return d.ends(workload, err, received)
+}
+
+// ends waits for the end of the direction to the workload, after that from it.
+func (d *dataConn) ends(workload net.Conn, sent error, received <-chan error) error {
+	sent = d.orCut(workload, sent)
+	return errors.Join(sent, <-received)
+}
+
+// accept returns the frame that tells of the connection, to go out with the
+// first bytes; nil if it was sent at once.
+func (d *dataConn) accept(prompt bool) ([]byte, error) {
+	f := make([]byte, headerLen)
+	putHeader(f, frameAccept, 0)
+	if !prompt {
+		return f, nil
+	}
+	return nil, d.write(f)
+}
+
+// orCut cuts both sides of a stream if a direction of it has failed with err.
+func (d *dataConn) orCut(workload net.Conn, err error) error {
+	if err != nil {
+		netx.Reset(workload)
+		d.reset()
+	}
+	return err
 }
 
 func (a *attachment) ended(r *Request, d *dataConn, began time.Time, err error) {

@@ -57,7 +57,7 @@ func (p *pool) take(ctx context.Context) (*dataConn, error) {
 			p.lowest = min(p.lowest, n-1)
 			low := n-1 < (p.target+3)/4
 			if low {
-				p.target = min(p.target*2, poolMax)
+				p.growLocked()
 			}
 			ask := low || p.wantedLocked() > 0
 			p.mu.Unlock()
@@ -77,7 +77,7 @@ func (p *pool) take(ctx context.Context) (*dataConn, error) {
 		c := make(chan *dataConn, 1)
 		p.waiting = append(p.waiting, c)
 		p.lowest = 0
-		p.target = min(p.target*2, poolMax)
+		p.growLocked()
 		p.mu.Unlock()
 		p.demand()
 		select {
@@ -90,6 +90,14 @@ func (p *pool) take(ctx context.Context) (*dataConn, error) {
 			p.leave(c)
 			return nil, &webgw.Error{Op: "open stream", Kind: webgw.Unavailable, Public: "the node did not open a data connection in time", Err: ctx.Err()}
 		}
+	}
+}
+
+// growLocked doubles the target, once per demand: what is under way already
+// answers for the streams of the same moment.
+func (p *pool) growLocked() {
+	if p.pending == 0 {
+		p.target = min(p.target*2, poolMax)
 	}
 }
 

@@ -37,6 +37,8 @@ type Stream struct {
 
 	cmu    sync.Mutex
 	closed bool
+
+	head []byte // Join's, while the stream may still be refused
 }
 
 // Write sends p.
@@ -280,6 +282,7 @@ func (s *Stream) Join(visitor net.Conn, head []byte) (in, out int64, err error) 
 	s.cmu.Lock()
 	s.closed = true // Join owns the stream from here on
 	s.cmu.Unlock()
+	s.head = head
 
 	d := s.d
 	received := make(chan error, 1)
@@ -311,10 +314,15 @@ func (s *Stream) Join(visitor net.Conn, head []byte) (in, out int64, err error) 
 	return in, out, err
 }
 
+// Refused returns, after Join, its head if the node has refused the stream, so
+// that the caller need not keep it for as long as a stream lasts.
+func (s *Stream) Refused() []byte { return s.head }
+
 func (s *Stream) recvJoined(visitor net.Conn) error {
 	d := s.d
 	err := d.answer()
 	if err == nil {
+		s.head = nil
 		err = d.recvTo(visitor)
 	}
 	switch {
