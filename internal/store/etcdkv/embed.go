@@ -1,14 +1,15 @@
 package etcdkv
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 
 	"go.etcd.io/etcd/server/v3/embed"
@@ -37,11 +38,10 @@ func (s *Store) embed(ctx context.Context, c Config) error {
 		lock.Close()
 		return fail(webgw.Unavailable, fmt.Sprintf("the data directory %s is in use by another process", c.Dir), err)
 	}
-	// It talks to nobody, but must listen: on sockets with short paths.
-	sockets, err := os.MkdirTemp("", "webgw-etcd-")
+	sockets, err := socketDir(c.Dir)
 	if err != nil {
 		lock.Close()
-		return fail(webgw.Internal, "no temporary directory for etcd's sockets", err)
+		return fail(webgw.Internal, "no directory for etcd's sockets", err)
 	}
 	s.unlock = func() { os.RemoveAll(sockets); lock.Close() }
 
@@ -59,7 +59,7 @@ func (s *Store) embed(ctx context.Context, c Config) error {
 	cfg.QuotaBackendBytes = 8 << 30
 	cfg.MaxTxnOps = maxTxnOps
 	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = "periodic", "1h"
-	cfg.WatchProgressNotifyInterval = 5e9
+	cfg.WatchProgressNotifyInterval = progressInterval
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(s.log.zap())
 	server, err := embed.StartEtcd(cfg)
 	if err != nil {
@@ -84,25 +84,73 @@ func (s *Store) embed(ctx context.Context, c Config) error {
 	return nil
 }
 
+// maxSocketPath is what every system takes as the path of a socket.
+const maxSocketPath = 103
+
+// socketDir makes a directory for the sockets on which etcd must listen though
+// it talks to nobody: in dir, where nothing is left behind by a killed process,
+// or a temporary one if paths in dir are too long.
+func socketDir(dir string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	sockets := filepath.Join(dir, "sockets")
+	if len(filepath.Join(sockets, "client")) > maxSocketPath {
+		return os.MkdirTemp("", "webgw-etcd-")
+	}
+	// What is there is a dead process's, for the lock is ours.
+	if err := os.RemoveAll(sockets); err != nil {
+		return "", err
+	}
+	return sockets, os.Mkdir(sockets, 0o700)
+}
+
 // etcdLog passes on the errors that etcd logs. Its warnings are of no use to
 // who runs this, and neither is what it says while it starts or stops: that
-// comes back as an error where it matters.
+// comes back as an error where it matters. But its last words, before it ends
+// the process, are always heard.
 type etcdLog struct {
 	log     *slog.Logger
 	running atomic.Bool
 }
 
-func (l *etcdLog) zap() *zap.Logger {
-	enc := zap.NewProductionEncoderConfig()
-	enc.TimeKey = ""
-	return zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(enc), zapcore.AddSync(l), zapcore.ErrorLevel))
+func (l *etcdLog) zap() *zap.Logger { return zap.New(logCore{to: l}) }
+
+// logCore is the zapcore.Core of an etcdLog.
+type logCore struct {
+	to     *etcdLog
+	fields []zapcore.Field // of the logger, before the entry's
 }
 
-func (l *etcdLog) Write(p []byte) (int, error) {
+func (c logCore) Enabled(l zapcore.Level) bool { return l >= zapcore.ErrorLevel }
+
+func (c logCore) With(fields []zapcore.Field) zapcore.Core {
+	return logCore{c.to, slices.Concat(c.fields, fields)}
+}
+
+func (c logCore) Check(e zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if c.Enabled(e.Level) {
+		return checked.AddCore(e, c)
+	}
+	return checked
+}
+
+func (c logCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	enc := zapcore.NewMapObjectEncoder()
+	for _, f := range slices.Concat(c.fields, fields) {
+		f.AddTo(enc)
+	}
+	args := []any{"msg", e.Message}
+	for _, k := range slices.Sorted(maps.Keys(enc.Fields)) {
+		args = append(args, k, enc.Fields[k])
+	}
 	level := slog.LevelDebug
-	if l.running.Load() {
+	if c.to.running.Load() || e.Level > zapcore.ErrorLevel {
 		level = slog.LevelError
 	}
-	l.log.Log(context.Background(), level, "etcd", "line", string(bytes.TrimSpace(p)))
-	return len(p), nil
+	c.to.log.Log(context.Background(), level, "etcd", slog.Group("etcd", args...))
+	return nil
 }
+
+func (c logCore) Sync() error { return nil }

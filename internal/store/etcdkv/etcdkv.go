@@ -13,6 +13,7 @@ import (
 	"iter"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -40,6 +41,10 @@ const (
 	pageSize    = 1000
 	dialTimeout = 5 * time.Second
 	maxTxnOps   = 1024
+
+	// How often a watch without changes hears of the revision; an external
+	// cluster is told with --watch-progress-notify-interval.
+	progressInterval = 5 * time.Second
 )
 
 // Store implements store.KV.
@@ -51,6 +56,12 @@ type Store struct {
 	unlock func()
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
+	closed error // what closing gave
+	once   sync.Once
+
+	// Held shared by each call: an embedded etcd must not lose its data file
+	// under one that reads.
+	using sync.RWMutex
 }
 
 var _ store.KV = (*Store)(nil)
@@ -95,13 +106,29 @@ func (s *Store) dial(ctx context.Context, c Config) error {
 	return &webgw.Error{Op: "open store", Kind: webgw.Unavailable, Public: "etcd does not answer at " + strings.Join(c.Endpoints, ", "), Err: err}
 }
 
-// fail turns what etcd returns into what the contract promises.
-func (s *Store) fail(err error) error {
+// begin begins a call, whose context ends also when the store is closed, and
+// which is over with done.
+func (s *Store) begin(ctx context.Context) (_ context.Context, done func(), err error) {
+	s.using.RLock()
+	if err := errors.Join(s.ctx.Err(), ctx.Err()); err != nil {
+		s.using.RUnlock()
+		return nil, nil, s.fail(ctx, err)
+	}
+	call, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(s.ctx, cancel)
+	return call, func() { stop(); cancel(); s.using.RUnlock() }, nil
+}
+
+// fail turns what etcd returns to a caller with ctx into what the contract
+// promises.
+func (s *Store) fail(ctx context.Context, err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case s.ctx.Err() != nil:
 		return store.ErrClosed
+	case ctx.Err() != nil:
+		return ctx.Err()
 	case errors.Is(err, rpctypes.ErrCompacted):
 		return store.ErrCompacted
 	case errors.Is(err, rpctypes.ErrLeaseNotFound):
@@ -116,9 +143,14 @@ func (s *Store) item(kv *mvccpb.KeyValue) store.Item {
 
 // Get implements store.KV.
 func (s *Store) Get(ctx context.Context, key string) (store.Item, bool, int64, error) {
-	r, err := s.client.Get(ctx, s.prefix+key)
+	call, done, err := s.begin(ctx)
 	if err != nil {
-		return store.Item{}, false, 0, s.fail(err)
+		return store.Item{}, false, 0, err
+	}
+	defer done()
+	r, err := s.client.Get(call, s.prefix+key)
+	if err != nil {
+		return store.Item{}, false, 0, s.fail(ctx, err)
 	}
 	if len(r.Kvs) == 0 {
 		return store.Item{}, false, r.Header.Revision, nil
@@ -128,6 +160,11 @@ func (s *Store) Get(ctx context.Context, key string) (store.Item, bool, int64, e
 
 // List implements store.KV. It reads page by page, all of one revision.
 func (s *Store) List(ctx context.Context, prefix, after string, limit int, at int64) ([]store.Item, int64, error) {
+	call, done, err := s.begin(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer done()
 	from := s.prefix + prefix
 	if next := s.prefix + after + "\x00"; after != "" && next > from {
 		from = next
@@ -139,9 +176,9 @@ func (s *Store) List(ctx context.Context, prefix, after string, limit int, at in
 		if limit > 0 {
 			page = min(page, limit-len(out))
 		}
-		r, err := s.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(int64(page)), clientv3.WithRev(at))
+		r, err := s.client.Get(call, from, clientv3.WithRange(end), clientv3.WithLimit(int64(page)), clientv3.WithRev(at))
 		if err != nil {
-			return nil, 0, s.fail(err)
+			return nil, 0, s.fail(ctx, err)
 		}
 		if at == 0 {
 			at = r.Header.Revision
@@ -171,9 +208,14 @@ func (s *Store) Txn(ctx context.Context, conds []store.Cond, ops []store.Op) (bo
 			writes[i] = clientv3.OpPut(key, string(op.Value), clientv3.WithLease(clientv3.LeaseID(op.Lease)))
 		}
 	}
-	r, err := s.client.Txn(ctx).If(cmps...).Then(writes...).Commit()
+	call, done, err := s.begin(ctx)
 	if err != nil {
-		return false, 0, s.fail(err)
+		return false, 0, err
+	}
+	defer done()
+	r, err := s.client.Txn(call).If(cmps...).Then(writes...).Commit()
+	if err != nil {
+		return false, 0, s.fail(ctx, err)
 	}
 	return r.Succeeded, r.Header.Revision, nil
 }
@@ -181,17 +223,18 @@ func (s *Store) Txn(ctx context.Context, conds []store.Cond, ops []store.Op) (bo
 // Watch implements store.KV.
 func (s *Store) Watch(ctx context.Context, prefix string, from int64) iter.Seq2[store.Batch, error] {
 	return func(yield func(store.Batch, error) bool) {
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		defer context.AfterFunc(s.ctx, cancel)()
-		// Without a leader there is no news: better an error than silence.
-		responses := s.client.Watch(clientv3.WithRequireLeader(ctx), s.prefix+prefix, clientv3.WithPrefix(), clientv3.WithRev(from), clientv3.WithProgressNotify())
+		responses, stop, err := s.watch(ctx, prefix, max(from, 1)) // to etcd, 0 is now
+		if err != nil {
+			yield(store.Batch{}, err)
+			return
+		}
+		defer stop()
 		for r := range responses {
 			if err := r.Err(); err != nil {
 				if r.CompactRevision != 0 {
 					err = rpctypes.ErrCompacted
 				}
-				yield(store.Batch{}, s.fail(err))
+				yield(store.Batch{}, s.fail(ctx, err))
 				return
 			}
 			if r.IsProgressNotify() && r.Header.Revision >= from {
@@ -214,52 +257,75 @@ func (s *Store) Watch(ctx context.Context, prefix string, from int64) iter.Seq2[
 				}
 			}
 		}
-		err := s.fail(ctx.Err())
-		if err == nil {
-			err = errors.New("etcd: the watch ended")
-		}
-		if ctx.Err() != nil && s.ctx.Err() == nil {
-			err = ctx.Err()
-		}
-		yield(store.Batch{}, err)
+		yield(store.Batch{}, s.fail(ctx, errors.New("the watch ended")))
 	}
+}
+
+// watch begins a watch, which ends with ctx, stop, or the store.
+func (s *Store) watch(ctx context.Context, prefix string, from int64) (_ clientv3.WatchChan, stop func(), err error) {
+	if _, done, err := s.begin(ctx); err != nil {
+		return nil, nil, err
+	} else {
+		defer done()
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	unhook := context.AfterFunc(s.ctx, cancel)
+	// Without a leader there is no news: better an error than silence.
+	responses := s.client.Watch(clientv3.WithRequireLeader(ctx), s.prefix+prefix, clientv3.WithPrefix(), clientv3.WithRev(from), clientv3.WithProgressNotify())
+	return responses, func() { unhook(); cancel() }, nil
 }
 
 // Grant implements store.KV.
 func (s *Store) Grant(ctx context.Context, ttl time.Duration) (store.Lease, error) {
-	r, err := s.client.Grant(ctx, int64(max(ttl, 2*time.Second)/time.Second))
+	call, done, err := s.begin(ctx)
 	if err != nil {
-		return 0, s.fail(err)
+		return 0, err
+	}
+	defer done()
+	r, err := s.client.Grant(call, int64(max(ttl, 2*time.Second)/time.Second))
+	if err != nil {
+		return 0, s.fail(ctx, err)
 	}
 	return store.Lease(r.ID), nil
 }
 
 // KeepAlive implements store.KV.
 func (s *Store) KeepAlive(ctx context.Context, lease store.Lease) error {
-	_, err := s.client.KeepAliveOnce(ctx, clientv3.LeaseID(lease))
-	return s.fail(err)
+	call, done, err := s.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	_, err = s.client.KeepAliveOnce(call, clientv3.LeaseID(lease))
+	return s.fail(ctx, err)
 }
 
 // Revoke implements store.KV.
 func (s *Store) Revoke(ctx context.Context, lease store.Lease) error {
-	_, err := s.client.Revoke(ctx, clientv3.LeaseID(lease))
-	return s.fail(err)
+	call, done, err := s.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	_, err = s.client.Revoke(call, clientv3.LeaseID(lease))
+	return s.fail(ctx, err)
 }
 
 // Close implements store.KV.
 func (s *Store) Close() error {
-	if s.ctx.Err() != nil {
-		return nil
-	}
-	s.log.running.Store(false)
-	s.cancel()
-	err := s.client.Close()
-	if errors.Is(err, context.Canceled) {
-		err = nil // its streams end with our context
-	}
-	if s.server != nil {
-		s.server.Close()
-	}
-	s.unlock()
-	return err
+	s.once.Do(func() {
+		s.log.running.Store(false)
+		s.cancel()
+		s.using.Lock() // until the calls under way have seen it
+		defer s.using.Unlock()
+		// The client's streams end with our context, and that is no failure.
+		if err := s.client.Close(); !errors.Is(err, context.Canceled) {
+			s.closed = err
+		}
+		if s.server != nil {
+			s.server.Close()
+		}
+		s.unlock()
+	})
+	return s.closed
 }

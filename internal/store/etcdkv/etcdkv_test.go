@@ -3,13 +3,17 @@ package etcdkv
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"go.etcd.io/etcd/server/v3/embed"
@@ -30,21 +34,26 @@ func openIn(t *testing.T, dir string) *Store {
 	return s
 }
 
+// compacting lets the suite make the store forget.
+type compacting struct{ *Store }
+
+func (c compacting) Compact(ctx context.Context, rev int64) error {
+	_, err := c.client.Compact(ctx, rev)
+	return err
+}
+
 func TestEmbeddedContract(t *testing.T) {
-	storetest.Run(t, func(t *testing.T) store.KV { return openIn(t, t.TempDir()) })
+	storetest.Run(t, func(t *testing.T) store.KV { return compacting{openIn(t, t.TempDir())} })
 }
 
 func TestExternalContract(t *testing.T) {
-	endpoint := external(t)
-	n := 0
 	storetest.Run(t, func(t *testing.T) store.KV {
-		n++
-		s, err := Open(t.Context(), Config{Endpoints: []string{endpoint}, Prefix: fmt.Sprintf("/test%d/", n)})
+		s, err := Open(t.Context(), Config{Endpoints: []string{external(t)}, Prefix: "/test/"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { s.Close() })
-		return s
+		return compacting{s}
 	})
 }
 
@@ -52,24 +61,33 @@ func TestExternalContract(t *testing.T) {
 func external(t *testing.T) (endpoint string) {
 	t.Helper()
 	cfg := embed.NewConfig()
-	cfg.Dir = t.TempDir()
 	cfg.ListenPeerUrls = []url.URL{{Scheme: "unix", Path: filepath.Join(t.TempDir(), "peer")}}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	client := url.URL{Scheme: "http", Host: l.Addr().String()}
-	l.Close()
-	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
 	cfg.TickMs, cfg.ElectionMs = 20, 200
+	cfg.MaxTxnOps = maxTxnOps
+	cfg.WatchProgressNotifyInterval = progressInterval
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
-	e, err := embed.StartEtcd(cfg)
-	if err != nil {
-		t.Fatal(err)
+	for range 10 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		client := url.URL{Scheme: "http", Host: l.Addr().String()}
+		l.Close()
+		cfg.Dir = t.TempDir()
+		cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
+		e, err := embed.StartEtcd(cfg)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			continue // somebody was faster
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(e.Close)
+		<-e.Server.ReadyNotify()
+		return client.String()
 	}
-	t.Cleanup(e.Close)
-	<-e.Server.ReadyNotify()
-	return client.String()
+	t.Fatal("no free port")
+	return ""
 }
 
 func TestNobodyAnswers(t *testing.T) {
@@ -85,6 +103,63 @@ func TestADirectoryHasOneUser(t *testing.T) {
 	_, err := Open(t.Context(), Config{Dir: dir})
 	if webgw.KindOf(err) != webgw.Unavailable || !strings.Contains(err.Error(), dir) {
 		t.Errorf("a second user of the directory: %v", err)
+	}
+}
+
+func TestADirectoryMustBeUsable(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{file, filepath.Join(file, "below")} {
+		if s, err := Open(t.Context(), Config{Dir: dir}); err == nil || !strings.Contains(err.Error(), "the data directory "+dir) {
+			t.Errorf("%s: %v, %v", dir, s, err)
+		}
+	}
+}
+
+// No sockets are left behind, and nobody else reads the data.
+func TestNothingIsLeftBesideTheData(t *testing.T) {
+	dir := t.TempDir()
+	if err := openIn(t, dir).Close(); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	if want := []string{"etcd", "lock"}; !slices.Equal(names, want) {
+		t.Errorf("%v, want %v", names, want)
+	}
+	info, err := os.Stat(filepath.Join(dir, "etcd"))
+	if err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the data has mode %v, %v", info.Mode(), err)
+	}
+}
+
+func TestLogOfEtcd(t *testing.T) {
+	var out strings.Builder
+	l := &etcdLog{log: slog.New(slog.NewTextHandler(&out, nil))}
+	z := l.zap().With(zap.String("member", "m"))
+	z.Error("starting")
+	l.running.Store(true)
+	z.Warn("slow")
+	z.Error("broken", zap.Int("disk", 3))
+	if got := out.String(); strings.Count(got, "\n") != 1 || !strings.HasSuffix(got, "level=ERROR msg=etcd etcd.msg=broken etcd.disk=3 etcd.member=m\n") {
+		t.Errorf("logged %s", got)
+	}
+	l.running.Store(false)
+	out.Reset()
+	func() {
+		defer func() { recover() }() // zap's, as promised
+		z.Panic("the last words")
+	}()
+	if !strings.Contains(out.String(), "the last words") {
+		t.Errorf("logged %q", out.String())
 	}
 }
 
@@ -143,12 +218,16 @@ func TestKilledProcessLosesNothing(t *testing.T) {
 		if _, err := fmt.Sscan(lines.Text(), &acknowledged); err != nil {
 			t.Fatal(err)
 		}
-		if acknowledged == 1000 {
-			child.Process.Kill()
+		if acknowledged == 500 {
+			if err := child.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
-	child.Wait() // it was killed
-	if acknowledged < 1000 {
+	if err := child.Wait(); err == nil || child.ProcessState.Exited() {
+		t.Fatalf("it was not killed, but ended: %v", err)
+	}
+	if acknowledged < 500 {
 		t.Fatalf("it ended after %d writes", acknowledged)
 	}
 	items, _, err := openIn(t, dir).List(t.Context(), "k/", "", 0, 0)
