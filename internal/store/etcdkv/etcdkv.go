@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -96,7 +97,15 @@ func (s *Store) dial(ctx context.Context, c Config) error {
 	if err == nil {
 		try, cancel := context.WithTimeout(ctx, dialTimeout)
 		defer cancel()
-		if _, err = client.Get(try, s.prefix, clientv3.WithKeysOnly(), clientv3.WithLimit(1)); err == nil {
+		_, err = client.Get(try, s.prefix, clientv3.WithKeysOnly(), clientv3.WithLimit(1))
+		if err != nil && ctx.Err() == nil {
+			// That tried again until the time was up. One more try, that does
+			// not, tells why.
+			why, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			_, err = pb.NewKVClient(client.ActiveConnection()).Range(why, &pb.RangeRequest{Key: []byte(s.prefix)})
+		}
+		if err == nil {
 			s.client = client
 			s.log.running.Store(true)
 			return nil

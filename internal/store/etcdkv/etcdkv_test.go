@@ -3,6 +3,8 @@ package etcdkv
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,6 +18,7 @@ import (
 	"syscall"
 	"testing"
 
+	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 
@@ -48,7 +51,7 @@ func TestEmbeddedContract(t *testing.T) {
 
 func TestExternalContract(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) store.KV {
-		s, err := Open(t.Context(), Config{Endpoints: []string{external(t)}, Prefix: "/test/"})
+		s, err := Open(t.Context(), Config{Endpoints: []string{external(t, nil)}, Prefix: "/test/"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -57,8 +60,9 @@ func TestExternalContract(t *testing.T) {
 	})
 }
 
-// external starts an etcd that is reached over TCP, as a cluster of others is.
-func external(t *testing.T) (endpoint string) {
+// external starts an etcd that is reached over TCP, or TLS with secure's files,
+// as a cluster of others is.
+func external(t *testing.T, secure *transport.TLSInfo) (endpoint string) {
 	t.Helper()
 	cfg := embed.NewConfig()
 	cfg.ListenPeerUrls = []url.URL{{Scheme: "unix", Path: filepath.Join(t.TempDir(), "peer")}}
@@ -66,12 +70,16 @@ func external(t *testing.T) (endpoint string) {
 	cfg.MaxTxnOps = maxTxnOps
 	cfg.WatchProgressNotifyInterval = progressInterval
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	scheme := "http"
+	if secure != nil {
+		scheme, cfg.ClientTLSInfo = "https", *secure
+	}
 	for range 10 {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
-		client := url.URL{Scheme: "http", Host: l.Addr().String()}
+		client := url.URL{Scheme: scheme, Host: l.Addr().String()}
 		l.Close()
 		cfg.Dir = t.TempDir()
 		cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
@@ -90,9 +98,38 @@ func external(t *testing.T) (endpoint string) {
 	return ""
 }
 
+func TestExternalTLS(t *testing.T) {
+	t.Parallel()
+	info, err := transport.SelfCert(zap.NewNop(), t.TempDir(), []string{"127.0.0.1:0"}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	endpoint := external(t, &info)
+	root, err := os.ReadFile(info.CertFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trusted := x509.NewCertPool()
+	trusted.AppendCertsFromPEM(root)
+	s, err := Open(t.Context(), Config{Endpoints: []string{endpoint}, TLS: &tls.Config{RootCAs: trusted}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ok, _, err := s.Txn(t.Context(), nil, []store.Op{{Key: "a"}}); err != nil || !ok {
+		t.Errorf("txn: %v %v", ok, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := Open(t.Context(), Config{Endpoints: []string{endpoint}, TLS: &tls.Config{RootCAs: x509.NewCertPool()}}); webgw.KindOf(err) != webgw.Unavailable || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("a cluster that nobody vouches for: %v", err)
+	}
+}
+
 func TestNobodyAnswers(t *testing.T) {
+	t.Parallel()
 	_, err := Open(t.Context(), Config{Endpoints: []string{"http://127.0.0.1:1"}})
-	if webgw.KindOf(err) != webgw.Unavailable || !strings.Contains(err.Error(), "127.0.0.1:1") {
+	if webgw.KindOf(err) != webgw.Unavailable || !strings.Contains(err.Error(), "127.0.0.1:1") || !strings.Contains(err.Error(), "refused") {
 		t.Errorf("%v", err)
 	}
 }
@@ -202,6 +239,7 @@ func TestMain(m *testing.M) {
 }
 
 func TestKilledProcessLosesNothing(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	child := exec.Command(os.Args[0])
 	child.Env = append(os.Environ(), childDir+"="+dir)
