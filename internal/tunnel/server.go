@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,7 +29,8 @@ const (
 	pingEvery        = 1500 * time.Millisecond
 	silence          = 4 * time.Second
 	handshakeTimeout = 10 * time.Second
-	maxHandshakes    = 512 // under way at once, of strangers and nodes together
+	maxHandshakes    = 1024 // under way at once, of strangers and nodes together
+	maxOfAddress     = 128  // of those, from one address (IPv6: one /64)
 	maxHello         = 4 << 10
 )
 
@@ -44,7 +46,7 @@ type Server struct {
 	err        error
 	controlTLS *tls.Config
 	dataTLS    *tls.Config
-	handshakes chan struct{}
+	handshakes gate
 	metrics    *metrics
 
 	mu       sync.Mutex
@@ -96,7 +98,7 @@ func (s *Server) setup() error {
 			return
 		}
 		s.dataTLS.DynamicRecordSizingDisabled = true
-		s.handshakes = make(chan struct{}, maxHandshakes)
+		s.handshakes.from = map[netip.Addr]int{}
 		s.mu.Lock() // Sessions may be asked before the first one comes
 		s.sessions = map[webgw.ID]*session{}
 		s.streams = map[*dataConn]struct{}{}
@@ -106,6 +108,52 @@ func (s *Server) setup() error {
 		s.metrics = newMetrics(s.Metrics, "gateway", s.gauges)
 	})
 	return s.err
+}
+
+var errBusy = errors.New("too many handshakes under way")
+
+// gate counts handshakes, so that strangers who never finish theirs, from few
+// addresses, keep no node out.
+type gate struct {
+	mu   sync.Mutex
+	all  int
+	from map[netip.Addr]int
+}
+
+func (g *gate) enter(c net.Conn) bool {
+	a := sourceOf(c)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.all >= maxHandshakes || g.from[a] >= maxOfAddress {
+		return false
+	}
+	g.all++
+	g.from[a]++
+	return true
+}
+
+func (g *gate) leave(c net.Conn) {
+	a := sourceOf(c)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.all--
+	if g.from[a]--; g.from[a] == 0 {
+		delete(g.from, a)
+	}
+}
+
+// sourceOf is the unit in which strangers are counted.
+func sourceOf(c net.Conn) netip.Addr {
+	t, ok := c.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return netip.Addr{}
+	}
+	a := t.AddrPort().Addr().Unmap().WithZone("")
+	if a.Is6() {
+		p, _ := a.Prefix(64) // a valid length for IPv6
+		return p.Addr()
+	}
+	return a
 }
 
 // ServeControl takes over an accepted connection whose ClientHello (in head)
@@ -121,14 +169,12 @@ func (s *Server) serveControl(ctx context.Context, c net.Conn, head []byte) erro
 	if err := s.setup(); err != nil {
 		return err
 	}
-	select {
-	case s.handshakes <- struct{}{}:
-	default:
+	if !s.handshakes.enter(c) {
 		s.metrics.refused("busy")
-		return errors.New("too many handshakes under way")
+		return errBusy
 	}
 	sess, conn, err := s.greet(ctx, c, head)
-	<-s.handshakes
+	s.handshakes.leave(c)
 	if err != nil {
 		s.metrics.refused("handshake")
 		return err
@@ -357,13 +403,11 @@ func (s *Server) serveData(ctx context.Context, c net.Conn, head []byte) error {
 	if err := s.setup(); err != nil {
 		return err
 	}
-	select {
-	case s.handshakes <- struct{}{}:
-		defer func() { <-s.handshakes }()
-	default:
+	if !s.handshakes.enter(c) {
 		s.metrics.refused("busy")
-		return errors.New("too many handshakes under way")
+		return errBusy
 	}
+	defer s.handshakes.leave(c)
 	c.SetDeadline(time.Now().Add(handshakeTimeout))
 	w := newWire(c, head)
 	conn := tls.Server(w, s.dataTLS)

@@ -404,6 +404,32 @@ func TestStrangersGetNoDataConnectionIntoASession(t *testing.T) {
 	})
 }
 
+func TestSilentStrangersKeepNoNodeOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := memnet.New(1)
+		gw, home, strangers := w.Host("gent"), w.Host("home1"), w.Host("strangers")
+		p := newPair(t, gw, ":443")
+		p.addr = "gent:443"
+		for range 2 * maxHandshakes {
+			c, err := strangers.Dial(t.Context(), "tcp", p.addr, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			c.Write([]byte{22, 3, 1, 0, 1, 1}) // as much as it takes to be handed on, and no more
+		}
+		synctest.Wait()
+		_, stop := p.node(home, key(2), echo(w))
+		start := time.Now()
+		p.waitUp()
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("the node got in after %v", took)
+		}
+		stop()
+		p.stop()
+	})
+}
+
 func TestDrainOfANodeLetsStreamsFinish(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := memnet.New(1)
