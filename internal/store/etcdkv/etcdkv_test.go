@@ -256,7 +256,7 @@ func TestKilledProcessLosesNothing(t *testing.T) {
 		if _, err := fmt.Sscan(lines.Text(), &acknowledged); err != nil {
 			t.Fatal(err)
 		}
-		if acknowledged == 500 {
+		if acknowledged == 1000 {
 			if err := child.Process.Kill(); err != nil {
 				t.Fatal(err)
 			}
@@ -265,7 +265,7 @@ func TestKilledProcessLosesNothing(t *testing.T) {
 	if err := child.Wait(); err == nil || child.ProcessState.Exited() {
 		t.Fatalf("it was not killed, but ended: %v", err)
 	}
-	if acknowledged < 500 {
+	if acknowledged < 1000 {
 		t.Fatalf("it ended after %d writes", acknowledged)
 	}
 	items, _, err := openIn(t, dir).List(t.Context(), "k/", "", 0, 0)
