@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync/atomic"
 )
 
 // Join relays between a and b until both directions have ended; the end of one
@@ -11,32 +12,33 @@ import (
 // bytes that went from a to b and from b to a, and resets both connections if
 // either fails. Closing them afterwards is up to the caller.
 func Join(a, b net.Conn, head []byte) (ab, ba int64, err error) {
+	var toA, toB atomic.Int64
 	done := make(chan error, 1)
 	go func() {
-		var err error
-		if ba, err = Copy(a, b, nil); err != nil {
+		err := Copy(a, b, nil, &toA)
+		if err != nil {
 			Reset(a)
 			Reset(b)
 		}
 		done <- err
 	}()
-	if ab, err = Copy(b, a, head); err != nil {
+	if err = Copy(b, a, head, &toB); err != nil {
 		Reset(a)
 		Reset(b)
 	}
 	if other := <-done; err == nil || errors.Is(err, net.ErrClosed) {
 		err = other
 	}
-	return ab, ba, err
+	return toB.Load(), toA.Load(), err
 }
 
 // Copy writes head and then what src sends to dst until src ends, and passes
-// the end on. It returns the bytes written.
-func Copy(dst, src net.Conn, head []byte) (n int64, err error) {
+// the end on. It adds the bytes written to passed as they go.
+func Copy(dst, src net.Conn, head []byte, passed *atomic.Int64) error {
 	if len(head) > 0 {
-		w, err := dst.Write(head)
-		if n += int64(w); err != nil {
-			return n, err
+		n, err := dst.Write(head)
+		if passed.Add(int64(n)); err != nil {
+			return err
 		}
 	}
 	from, to := NewSource(src), Raw(dst)
@@ -44,31 +46,31 @@ func Copy(dst, src net.Conn, head []byte) (n int64, err error) {
 		if to != nil {
 			switch p, ok, err := from.NextParcel(pipeSize); {
 			case err == io.EOF:
-				return n, CloseWrite(dst)
+				return CloseWrite(dst)
 			case err != nil:
-				return n, err
+				return err
 			case ok:
 				if err := p.Send(to, nil); err != nil {
-					return n, err
+					return err
 				}
-				n += int64(p.N)
+				passed.Add(int64(p.N))
 				continue
 			}
 		}
 		b, err := from.Next()
 		if err == io.EOF {
-			return n, CloseWrite(dst)
+			return CloseWrite(dst)
 		}
 		if err != nil {
-			return n, err
+			return err
 		}
 		err = WriteFrom(from, dst, b.Bytes())
 		if err == nil {
-			n += int64(len(b.Bytes()))
+			passed.Add(int64(len(b.Bytes())))
 		}
 		b.Return()
 		if err != nil {
-			return n, err
+			return err
 		}
 	}
 }
@@ -82,11 +84,21 @@ func CloseWrite(c net.Conn) error {
 	return c.Close()
 }
 
+// AbortUnlessEnded makes the kernel end c with a reset if this process dies, as
+// if Reset had been called; with false, an orderly end is sent again.
+func AbortUnlessEnded(c net.Conn, abort bool) {
+	sec := -1
+	if abort {
+		sec = 0
+	}
+	if l, ok := c.(interface{ SetLinger(sec int) error }); ok {
+		l.SetLinger(sec) // an error means that c is closed already
+	}
+}
+
 // Reset closes c so that the other side sees a reset (RST), not an orderly end
 // that a cut stream could be mistaken for.
 func Reset(c net.Conn) {
-	if l, ok := c.(interface{ SetLinger(sec int) error }); ok {
-		l.SetLinger(0) // an error means that c is closed already
-	}
+	AbortUnlessEnded(c, true)
 	c.Close()
 }

@@ -8,8 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxPipes of pipeSize each are the kernel's soft limit for an unprivileged user.
-const maxPipes = 64
+// maxPipes bounds the memory that streams whose receivers are slow may hold in
+// pipes. The kernel may allow fewer: an unprivileged user gets 64 of pipeSize.
+// Smaller pipes move far less at a time and are worth less than a copy.
+const maxPipes = 256
 
 // pipe is borrowed for one move of bytes between two sockets inside the kernel
 // (splice(2)) and is empty whenever it lies in the pool.
@@ -21,6 +23,7 @@ var pipes struct {
 	sync.Mutex
 	idle []*pipe
 	made int
+	most int // the kernel allows no more; 0: not known yet
 }
 
 // borrowPipe returns nil when all pipes are in use: copying is the way then.
@@ -32,22 +35,36 @@ func borrowPipe() *pipe {
 		pipes.Unlock()
 		return p
 	}
-	if pipes.made >= maxPipes {
+	if pipes.made >= maxPipes || pipes.most > 0 && pipes.made >= pipes.most {
 		pipes.Unlock()
 		return nil
 	}
 	pipes.made++
 	pipes.Unlock()
-	var fds [2]int
-	if unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK) != nil {
+	p, err := newPipe()
+	if err != nil {
 		pipes.Lock()
 		pipes.made--
+		if err == unix.EPERM {
+			pipes.most = max(pipes.made, 1)
+		}
 		pipes.Unlock()
 		return nil
 	}
-	// Refused, it stays at the default of 64 KiB, which works as well.
-	unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
-	return &pipe{fds[0], fds[1]}
+	return p
+}
+
+func newPipe() (*pipe, error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil, err
+	}
+	if _, err := unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize); err != nil {
+		unix.Close(fds[0])
+		unix.Close(fds[1])
+		return nil, err
+	}
+	return &pipe{fds[0], fds[1]}, nil
 }
 
 func (p *pipe) giveBack() {

@@ -499,11 +499,13 @@ func (a *attachment) serve(ctx context.Context, d *dataConn) {
 		a.c.Metrics.streams.Inc()
 		err = a.stream(ctx, d, r)
 		a.c.Metrics.streams.Dec()
-		if err != nil || !d.reusable() {
+		if err != nil {
 			d.reset()
 			return
 		}
-		d.renew()
+		if !d.reuse() {
+			return
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"sync/atomic"
 	"syscall"
@@ -60,6 +61,8 @@ type dataConn struct {
 	frame int          // bytes left of the data frame being received
 	ended bool         // the peer's direction of the stream has ended
 	sent  bool         // our end has been sent
+
+	restIn, restOut bool // no frames any more in this direction: it ends with the connection
 
 	bytesIn, bytesOut atomic.Int64 // stream payload received and sent on this connection
 }
@@ -273,7 +276,10 @@ func (d *dataConn) payload(wait bool) ([]byte, error) {
 			if !wait {
 				return nil, nil
 			}
-			if err := d.fill(); err != nil {
+			err := d.fill()
+			if err == io.EOF && d.restIn {
+				d.frame, d.ended = 0, true
+			} else if err != nil {
 				return nil, unexpected(err)
 			}
 			continue
@@ -290,6 +296,9 @@ func (d *dataConn) payload(wait bool) ([]byte, error) {
 		case t == frameEnd:
 			d.in.Consume(headerLen)
 			d.ended = true
+		case t == frameRest && d.kind == Handoff:
+			d.in.Consume(headerLen)
+			d.restIn, d.frame = true, math.MaxInt
 		default:
 			return nil, fmt.Errorf("tunnel: frame type %d inside a stream", t)
 		}
@@ -316,7 +325,16 @@ func (d *dataConn) recvTo(dst net.Conn) error {
 		slow = d.wire.src
 	}
 	for {
-		if direct != nil && d.frame >= bulkFrame && (d.in == nil || len(d.in.Bytes()) == 0) {
+		nothing := d.in == nil || len(d.in.Bytes()) == 0
+		if d.restIn && nothing {
+			d.giveBack()
+			err := netx.Copy(dst, d.raw, nil, &d.bytesIn)
+			if err == nil {
+				d.frame, d.ended = 0, true
+			}
+			return err
+		}
+		if direct != nil && d.frame >= bulkFrame && nothing {
 			if err := d.moveTo(direct); err != nil {
 				return err
 			}
@@ -410,6 +428,9 @@ func (d *dataConn) sendAccepted(src net.Conn, accept []byte) error {
 		direct = netx.Raw(d.raw)
 	}
 	for {
+		if d.kind == Handoff && d.bytesOut.Load() >= restAfter {
+			return d.sendRest(src)
+		}
 		if direct != nil {
 			p, ok, err := from.NextParcel(maxData)
 			if err == io.EOF {
@@ -443,6 +464,29 @@ func (d *dataConn) sendAccepted(src net.Conn, accept []byte) error {
 			return err
 		}
 	}
+}
+
+// restAfter is how many bytes a direction of a handoff stream carries in frames.
+// Beyond that, a new connection for the next stream costs less than the frames
+// of this one do: they split what the kernel would move in one piece.
+const restAfter = 16 << 20
+
+// sendRest sends what is left of src without frames, until src ends.
+func (d *dataConn) sendRest(src net.Conn) error {
+	// The end of the connection will be the stream's: our own death must not
+	// look like it.
+	netx.AbortUnlessEnded(d.raw, true)
+	d.restOut = true
+	var h [headerLen]byte
+	putHeader(h[:], frameRest, 0)
+	if _, err := d.raw.Write(h[:]); err != nil {
+		return err
+	}
+	if err := netx.Copy(d.raw, src, nil, &d.bytesOut); err != nil {
+		return err
+	}
+	d.sent = true
+	return nil
 }
 
 // sendBuffer sends a frame header (or nothing) and the buffer's content as one
@@ -496,11 +540,22 @@ func (d *dataConn) sendEnd(prefix []byte) error {
 // reset closes the connection so that the peer sees that a stream was cut.
 func (d *dataConn) reset() { netx.Reset(d.raw) }
 
-// reusable reports whether the connection may be
-// used again: both directions have ended and nothing unexpected is left.
-func (d *dataConn) reusable() bool {
+// reuse reports whether the connection may be used again, and prepares it for
+// that: both directions of the stream have ended and nothing unexpected is
+// left. Otherwise it closes the connection.
+func (d *dataConn) reuse() bool {
 	d.giveBack()
-	return d.ended && d.sent && d.frame == 0
+	switch {
+	case !d.ended || !d.sent || d.frame != 0:
+		d.reset()
+		return false
+	case d.restIn || d.restOut:
+		netx.AbortUnlessEnded(d.raw, false)
+		d.raw.Close()
+		return false
+	}
+	d.renew()
+	return true
 }
 
 func (d *dataConn) renew() {

@@ -501,12 +501,9 @@ func (s *Server) forget(sess *session, d *dataConn) {
 // release takes back a stream's connection: into the pool if it is clean.
 func (s *Server) release(sess *session, d *dataConn) {
 	s.forget(sess, d)
-	if !d.reusable() {
-		d.reset()
-		return
+	if d.reuse() {
+		sess.pools[d.kind].put(d, false)
 	}
-	d.renew()
-	sess.pools[d.kind].put(d, false)
 }
 
 // Close ends every session and cuts every stream. It returns when all

@@ -291,6 +291,94 @@ func TestJoinPassesHalfClosesAndCounts(t *testing.T) {
 	})
 }
 
+// A long handoff stream sheds its frames and ends with its connection.
+func TestTheRestOfALongStreamHasNoFrames(t *testing.T) {
+	bubble(t, echo, func(t *testing.T, p *pair, w *memnet.World, gw, home *memnet.Host) {
+		for range 2 {
+			const size = restAfter + 1<<20
+			visitor, far := memPipe(t)
+			go func() {
+				far.Write(make([]byte, size))
+				far.(netx.CloseWriter).CloseWrite()
+			}()
+			read := make(chan int64)
+			go func() {
+				n, err := io.Copy(io.Discard, far)
+				if err != nil {
+					t.Error(err)
+				}
+				read <- n
+			}()
+			s := p.open(Handoff, key(2))
+			in, out, err := s.Join(visitor, nil)
+			visitor.Close()
+			if n := <-read; err != nil || in != size || out != size || n != size {
+				t.Errorf("in %d out %d read %d, %v", in, out, n, err)
+			}
+			if !s.d.restIn || !s.d.restOut {
+				t.Error("frames to the end")
+			}
+			if _, err := s.d.raw.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("the connection lives on: %v", err)
+			}
+			far.Close()
+		}
+	})
+}
+
+// An end of the tunnel that dies in the middle of such a stream must not look
+// like the stream's end.
+func TestDeathInTheRestOfALongStreamIsACut(t *testing.T) {
+	p := newPair(t, netx.Host{}, "127.0.0.1:0")
+	workload, toWorkload := tcpPipe(t)
+	defer workload.Close()
+	c, stop := p.node(netx.Host{}, key(2), func(context.Context, webgw.ID, Request) (net.Conn, error) { return toWorkload, nil })
+	p.waitUp()
+	visitor, far := tcpPipe(t)
+	defer far.Close()
+	joined := make(chan error, 1)
+	go func() {
+		_, _, err := p.open(Handoff, key(2)).Join(visitor, []byte("x"))
+		joined <- err
+	}()
+	go workload.Write(make([]byte, 2*restAfter))
+	if _, err := io.CopyN(io.Discard, far, restAfter+restAfter/2); err != nil {
+		t.Fatal(err)
+	}
+	c.mu.Lock()
+	for d, s := range c.conns {
+		if !s.idle {
+			d.raw.Close() // as the kernel does when a process dies
+		}
+	}
+	c.mu.Unlock()
+	if _, err := io.Copy(io.Discard, far); err == nil {
+		t.Error("the visitor saw an orderly end")
+	}
+	far.Close()
+	if err := <-joined; err == nil {
+		t.Error("the gateway saw an orderly end")
+	}
+	stop()
+	p.stop()
+}
+
+// tcpPipe is a TCP connection over loopback.
+func tcpPipe(t *testing.T) (a, b net.Conn) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if a, err = net.Dial("tcp", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	return a, b
+}
+
 func TestResetOfTheVisitorResetsTheWorkload(t *testing.T) {
 	seen := make(chan error, 1)
 	connect := func(w *memnet.World) Connect {
@@ -601,6 +689,9 @@ func TestBytesArriveWholeOverLoopback(t *testing.T) {
 		wg.Go(func() {
 			r := rand.New(rand.NewPCG(uint64(i), 1))
 			size := 1 << r.IntN(23)
+			if i < 4 {
+				size = 2*restAfter + r.IntN(1<<20)
+			}
 			if err := roundTrip(front.Addr().String(), r, size); err != nil {
 				t.Errorf("stream %d of %d bytes: %v", i, size, err)
 			}

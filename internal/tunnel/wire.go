@@ -63,6 +63,7 @@ const (
 	frameAccept frameType = 3 // node to gateway: the workload is connected
 	frameRefuse frameType = 4 // node to gateway: a refusal; no stream
 	frameEnd    frameType = 5 // the sender's direction has ended
+	frameRest   frameType = 6 // what follows on the connection is the rest of the stream, to its end
 )
 
 const (
@@ -95,9 +96,9 @@ func parseHeader(h []byte) (t frameType, n int, err error) {
 		if n > 64 {
 			return t, n, fmt.Errorf("tunnel: accept frame of %d bytes", n)
 		}
-	case frameEnd:
+	case frameEnd, frameRest:
 		if n != 0 {
-			return t, n, fmt.Errorf("tunnel: end frame of %d bytes", n)
+			return t, n, fmt.Errorf("tunnel: frame type %d of %d bytes", t, n)
 		}
 	default:
 		return t, n, fmt.Errorf("tunnel: unknown frame type %d", t)

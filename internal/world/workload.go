@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"webgw.dev/webgw/internal/netx"
@@ -88,7 +89,7 @@ func (d *Daemon) HTTP(port int) *Workload {
 // Echo sends back what it gets, and ends when the visitor does.
 func (d *Daemon) Echo(port int) *Workload {
 	d.w.T.Helper()
-	return d.Workload(loopback(port), func(c net.Conn) { netx.Copy(c, c, nil) })
+	return d.Workload(loopback(port), func(c net.Conn) { netx.Copy(c, c, nil, new(atomic.Int64)) })
 }
 
 // TLS serves the pages of HTTP with a certificate of its own for host. The
