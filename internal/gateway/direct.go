@@ -107,3 +107,7 @@ func (s directStream) Join(visitor net.Conn, head []byte) (in, out int64, err er
 	s.Close()
 	return in, out, err
 }
+
+// Quiet reports whether the target has neither ended the connection nor said
+// anything that was not read.
+func (s directStream) Quiet() bool { return netx.Alive(s.CloseWriter) }

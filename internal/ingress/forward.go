@@ -27,7 +27,9 @@ type target struct {
 	until atomic.Int64 // tried last until then, Unix nanoseconds
 
 	mu    sync.Mutex
-	http1 *http.Transport
+	kept  []*workloadConn // for HTTP/1.1; the latest last
+	epoch int             // rises when the kept connections are to be closed
+	sweep *time.Timer     // set while there are any
 	h2c   *http.Transport
 }
 
@@ -54,13 +56,13 @@ func (t *target) worked() {
 	}
 }
 
+// closeIdle closes the kept connections for HTTP.
 func (t *target) closeIdle() {
+	t.closeKept()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, tr := range []*http.Transport{t.http1, t.h2c} {
-		if tr != nil {
-			tr.CloseIdleConnections()
-		}
+	if t.h2c != nil {
+		t.h2c.CloseIdleConnections()
 	}
 }
 

@@ -20,8 +20,9 @@ import (
 	"webgw.dev/webgw/internal/netx"
 )
 
-// web serves HTTP: net/http's server behind the filter, and its reverse proxy
-// with transports whose connections are streams.
+// web serves HTTP: net/http's server behind the filter. Requests are passed on
+// over HTTP/1.1 by exchange.pass, over HTTP/2 by net/http's reverse proxy; the
+// connections to workloads are streams.
 type web struct {
 	s       *Server
 	server  *http.Server
@@ -84,7 +85,9 @@ func newWeb(s *Server) *web {
 		BufferPool:     buffers{},
 		ErrorLog:       errorLog,
 		ModifyResponse: modifyResponse,
-		ErrorHandler:   w.failed,
+		ErrorHandler: func(_ http.ResponseWriter, r *http.Request, err error) {
+			r.Context().Value(exchangeKey{}).(*exchange).failed(err)
+		},
 	}
 	return w
 }
@@ -264,7 +267,8 @@ type exchange struct {
 	upgrade bool // asked for, over HTTP/1
 	body    bool
 
-	target   *target // that answered
+	target   *target    // that answered
+	sent     chan error // the end of sending the body; nil: there is none, or it has been seen
 	status   int
 	read     atomic.Int64 // bytes of the request's body
 	written  int64        // bytes of the answer's body
@@ -360,6 +364,10 @@ func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 	defer x.route.release()
 	x.body = r.Body != nil && r.Body != http.NoBody
+	if !overH2C(x.route.Exposure.Upstream, r) {
+		x.pass()
+		return
+	}
 	ctx := context.WithValue(r.Context(), exchangeKey{}, x)
 	w.proxy.ServeHTTP(x, r.WithContext(ctx))
 }

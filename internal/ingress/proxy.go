@@ -16,15 +16,15 @@ import (
 	"webgw.dev/webgw"
 )
 
-// isForwardingField reports whether a field tells who the visitor is or how it
-// came: the gateway alone says that. CGI makes one variable of "_" and "-".
+// isForwardingField reports whether a field, by its canonical name, tells who
+// the visitor is or how it came: the gateway alone says that. CGI makes one
+// variable of "_" and "-".
 func isForwardingField(name string) bool {
-	name = strings.ReplaceAll(strings.ToLower(name), "_", "-")
 	switch name {
-	case "forwarded", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "true-client-ip", "x-request-id", "x-original-url", "x-rewrite-url":
+	case "Forwarded", "X-Real-Ip", "X-Client-Ip", "X-Cluster-Client-Ip", "True-Client-Ip", "X-Request-Id", "X-Original-Url", "X-Rewrite-Url":
 		return true
 	}
-	return strings.HasPrefix(name, "x-forwarded-") || strings.HasPrefix(name, "webgw-")
+	return strings.HasPrefix(name, "X-Forwarded-") || strings.HasPrefix(name, "Webgw-")
 }
 
 // isDroppedField reports whether a field goes no further than the gateway.
@@ -34,14 +34,18 @@ func isDroppedField(name string) bool {
 		"Http2-Settings":
 		return true
 	}
-	return isForwardingField(name) || strings.Contains(name, "_") && isFramingField([]byte(strings.ReplaceAll(name, "_", "-")))
+	if strings.Contains(name, "_") {
+		name = http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
+		return isForwardingField(name) || isFramingField([]byte(name))
+	}
+	return isForwardingField(name)
 }
 
 // rewrite makes the request to the workload. The proxy has removed hop-by-hop
 // fields already, so that what is set here stands.
 func rewrite(pr *httputil.ProxyRequest) {
 	x := pr.In.Context().Value(exchangeKey{}).(*exchange)
-	out, v := pr.Out, x.conn.c.v
+	out := pr.Out
 	for name := range out.Header {
 		if isDroppedField(name) {
 			delete(out.Header, name)
@@ -61,18 +65,27 @@ func rewrite(pr *httputil.ProxyRequest) {
 	out.Host = pr.In.Host
 	delete(out.Header, "Host")
 
+	for _, f := range x.forwarded() {
+		out.Header.Set(f[0], f[1])
+	}
+}
+
+// forwarded is what the gateway says of the visitor, as fields.
+func (x *exchange) forwarded() [6][2]string {
 	proto := "http"
 	if x.conn.tls {
 		proto = "https"
 	}
+	v := x.conn.c.v
 	addr := v.visitor.Addr()
-	h := out.Header
-	h.Set("X-Forwarded-For", addr.String())
-	h.Set("X-Forwarded-Host", out.Host)
-	h.Set("X-Forwarded-Proto", proto)
-	h.Set("X-Forwarded-Port", strconv.Itoa(int(v.local.Port())))
-	h.Set("Forwarded", "for="+forwardedNode(addr)+";host="+quoted(out.Host)+";proto="+proto)
-	h.Set("X-Request-Id", x.id)
+	return [...][2]string{
+		{"X-Forwarded-For", addr.String()},
+		{"X-Forwarded-Host", x.in.Host},
+		{"X-Forwarded-Proto", proto},
+		{"X-Forwarded-Port", strconv.Itoa(int(v.local.Port()))},
+		{"Forwarded", "for=" + forwardedNode(addr) + ";host=" + quoted(x.in.Host) + ";proto=" + proto},
+		{"X-Request-Id", x.id},
+	}
 }
 
 // forwardedNode writes an address as RFC 7239 section 6 wants it.
@@ -91,13 +104,8 @@ func quoted(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
 }
 
-var errUnasked = errors.New("ingress: the workload switched to a protocol that was not asked for")
-
 func modifyResponse(res *http.Response) error {
 	x := res.Request.Context().Value(exchangeKey{}).(*exchange)
-	if res.StatusCode == http.StatusSwitchingProtocols && !x.upgrade {
-		return errUnasked
-	}
 	for name := range res.Header {
 		if strings.HasPrefix(name, "Webgw-") {
 			delete(res.Header, name)
@@ -108,8 +116,7 @@ func modifyResponse(res *http.Response) error {
 }
 
 // failed answers a request that got no answer from a workload.
-func (w *web) failed(_ http.ResponseWriter, r *http.Request, err error) {
-	x := r.Context().Value(exchangeKey{}).(*exchange)
+func (x *exchange) failed(err error) {
 	x.err = err
 	if x.hijacked != nil {
 		return // nobody is there to be told
@@ -120,7 +127,7 @@ func (w *web) failed(_ http.ResponseWriter, r *http.Request, err error) {
 			return
 		}
 	}
-	if x.in.Context().Err() != nil && w.s.ctx.Err() == nil {
+	if x.in.Context().Err() != nil && x.web.s.ctx.Err() == nil {
 		panic(http.ErrAbortHandler) // the visitor is gone
 	}
 	var open *openError
@@ -133,7 +140,7 @@ func (w *web) failed(_ http.ResponseWriter, r *http.Request, err error) {
 	case open != nil || isRefusal(err):
 		p = &refusedPage
 	}
-	w.s.log.Info("request got no answer", "exposure", x.route.Key.String(), "request", x.id, "err", err)
+	x.web.s.log.Info("request got no answer", "exposure", x.route.Key.String(), "request", x.id, "err", err)
 	x.answer(p)
 }
 
@@ -142,11 +149,10 @@ func isNetTimeout(err error) bool {
 	return errors.As(err, &n) && n.Timeout()
 }
 
-// RoundTrip sends a request to the targets of its route, one after the other
-// as long as none can have had any of it.
+// RoundTrip sends a request over HTTP/2 to the targets of its route, one after
+// the other as long as none can have had any of it.
 func (w *web) RoundTrip(r *http.Request) (*http.Response, error) {
 	x := r.Context().Value(exchangeKey{}).(*exchange)
-	h2 := overH2C(x.route.Exposure.Upstream, x.in)
 	turn := x.route.turn()
 	var last error
 	for t := turn.pick(time.Now()); t != nil; t = turn.pick(time.Now()) {
@@ -157,7 +163,7 @@ func (w *web) RoundTrip(r *http.Request) (*http.Response, error) {
 			try.Body = body
 			body.trailer = try.Trailer
 		}
-		res, err := w.transport(x.route, t, h2).RoundTrip(try)
+		res, err := w.transport(t).RoundTrip(try)
 		if err == nil {
 			t.worked()
 			return res, nil
@@ -230,51 +236,37 @@ func (a *attempt) stop() bool {
 	return a.from == nil || a.state.CompareAndSwap(attemptFresh, attemptOver)
 }
 
-// Upstream connections.
+// Of HTTP/2 to workloads.
 const (
-	idlePerTarget  = 256
-	upstreamIdle   = 75 * time.Second
-	continueWait   = 2 * time.Second // for a workload's 100 (Continue); then the body is sent anyway
-	maxAnswerHead  = 256 << 10
 	upstreamPing   = 30 * time.Second
 	upstreamPinged = 15 * time.Second
 )
 
-// transport returns the target's transport, whose connections are streams to
-// it. It lives as long as the target stands in the table, and by its idle
-// connections a little longer.
-func (w *web) transport(r *Route, t *target, h2 bool) *http.Transport {
+// transport returns the target's transport for HTTP/2, whose connections are
+// streams to it. It lives as long as the target stands in the table, and by its
+// idle connections a little longer.
+func (w *web) transport(t *target) *http.Transport {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	place := &t.http1
-	if h2 {
-		place = &t.h2c
-	}
-	if *place != nil {
-		return *place
+	if t.h2c != nil {
+		return t.h2c
 	}
 	var protocols http.Protocols
-	protocols.SetHTTP1(!h2)
-	protocols.SetUnencryptedHTTP2(h2)
-	tr := &http.Transport{
+	protocols.SetUnencryptedHTTP2(true)
+	t.h2c = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			x := ctx.Value(exchangeKey{}).(*exchange)
-			from := Origin{Visitor: x.conn.c.v.visitor, Local: x.conn.c.v.local, Host: x.host, Protocol: webgw.HTTP, Prompt: h2 || x.body}
-			stream, err := w.s.open(ctx, r, t, from)
+			stream, err := w.openHTTP(ctx.Value(exchangeKey{}).(*exchange), t, true)
 			if err != nil {
-				return nil, err
+				return nil, err // not stream: a nil in an interface is not nil
 			}
 			return stream, nil
 		},
 		Protocols:              &protocols,
 		DisableCompression:     true,
-		MaxIdleConnsPerHost:    idlePerTarget,
 		IdleConnTimeout:        upstreamIdle,
-		ExpectContinueTimeout:  continueWait,
 		ResponseHeaderTimeout:  w.s.limits.Answer,
 		MaxResponseHeaderBytes: maxAnswerHead,
 		HTTP2:                  &http.HTTP2Config{SendPingTimeout: upstreamPing, PingTimeout: upstreamPinged},
 	}
-	*place = tr
-	return tr
+	return t.h2c
 }

@@ -257,6 +257,18 @@ func (s *Stream) isClosed() bool {
 	return s.closed
 }
 
+// Quiet reports whether nothing has come that was not read, nor an end: a
+// stream that is kept between messages may still be used.
+func (s *Stream) Quiet() bool {
+	if s.isClosed() || !s.rmu.TryLock() {
+		return false
+	}
+	defer s.rmu.Unlock()
+	d := s.d
+	nothing := len(s.rest) == 0 && s.readErr == nil && !d.ended && (d.in == nil || len(d.in.Bytes()) == 0) && (d.wire == nil || d.wire.in == nil)
+	return nothing && netx.Alive(d.raw)
+}
+
 // LocalAddr is the gateway's end of the data connection.
 func (s *Stream) LocalAddr() net.Addr { return s.d.raw.LocalAddr() }
 
