@@ -159,7 +159,7 @@ type passage struct {
 	head   []byte // read already
 	from   Origin
 	turn   turn
-	late   time.Time // no target is tried after that
+	late   time.Time // no further target is tried after that
 	target *target
 	stream Stream
 	done   Access
@@ -172,6 +172,9 @@ func (s *Server) forward(v *visit, r *Route, head []byte, host string) {
 	if !r.admit(&s.limits) {
 		s.turnAway(v, reasonOwner, nil)
 		return
+	}
+	if r.Exposure.ProxyProtocol != "" {
+		head = r.announce(v, head)
 	}
 	p := &passage{visit: v, route: r, head: head, turn: r.turn(), late: time.Now().Add(3 * s.limits.Open),
 		from: Origin{Visitor: v.visitor, Local: v.local, Host: host, Protocol: r.Exposure.Protocol},
@@ -203,11 +206,13 @@ func (p *passage) pass() {
 // open opens a stream to the next target that can be reached; false if there
 // is none.
 func (p *passage) open() bool {
-	ctx, cancel := context.WithDeadline(p.server.ctx, p.late)
-	defer cancel()
-	for t := p.turn.pick(time.Now()); t != nil && ctx.Err() == nil; t = p.turn.pick(time.Now()) {
+	for now := time.Now(); now.Before(p.late) && p.server.ctx.Err() == nil; now = time.Now() {
+		t := p.turn.pick(now)
+		if t == nil {
+			break
+		}
 		p.target, p.done.Target = t, t.Target
-		if p.stream, p.done.Err = p.server.open(ctx, p.route, t, p.from); p.done.Err == nil {
+		if p.stream, p.done.Err = p.server.open(p.server.ctx, p.route, t, p.from); p.done.Err == nil {
 			return true
 		}
 	}
