@@ -177,6 +177,8 @@ type Exposure struct {
 	Gateways []ID             `json:"gateways"`           // placement: which gateways carry it
 	Targets  []Target         `json:"targets"`            // where it leads; any of them serves
 	Upstream Upstream         `json:"upstream,omitempty"` // http: how the workload is spoken to; "" is auto
+
+	ProxyProtocol ProxyProtocol `json:"proxyProtocol,omitempty"` // tcp, tls: the workload is told the visitor's address so; "": not
 }
 
 // Target is the address of a workload: on a node through its session, or
@@ -262,7 +264,7 @@ func (e *Exposure) validate() error {
 			return invalid(index("targets", i), "stands twice")
 		}
 	}
-	return nil
+	return e.validateHandling()
 }
 
 // Receipt states what was carried for an exposure in a period, signed by both

@@ -179,7 +179,8 @@ func Format(r *webgw.Record, label func(kind webgw.Kind, id webgw.ID) string) ([
 	var b any
 	switch {
 	case r.Exposure != nil:
-		e := exposure{head: h, Protocol: string(r.Exposure.Protocol), Hosts: r.Exposure.Hosts, Port: r.Exposure.Port, Upstream: string(r.Exposure.Upstream)}
+		e := exposure{head: h, Protocol: string(r.Exposure.Protocol), Hosts: r.Exposure.Hosts, Port: r.Exposure.Port, Upstream: string(r.Exposure.Upstream),
+			ProxyProtocol: string(r.Exposure.ProxyProtocol)}
 		for _, g := range r.Exposure.Gateways {
 			e.Gateways = append(e.Gateways, ref(webgw.KindGateway, g))
 		}
@@ -274,6 +275,8 @@ type exposure struct {
 	Gateways []Ref    `yaml:"gateways"`
 	Targets  []target `yaml:"targets"`
 	Upstream string   `yaml:"upstream,omitempty"`
+
+	ProxyProtocol string `yaml:"proxyProtocol,omitempty"`
 }
 
 type target struct {
@@ -313,7 +316,7 @@ type body interface {
 }
 
 func (e *exposure) fill(r *webgw.Record, res *resolver) error {
-	x := &webgw.Exposure{Protocol: webgw.ExposureProtocol(e.Protocol), Port: e.Port, Upstream: webgw.Upstream(e.Upstream)}
+	x := &webgw.Exposure{Protocol: webgw.ExposureProtocol(e.Protocol), Port: e.Port, Upstream: webgw.Upstream(e.Upstream), ProxyProtocol: webgw.ProxyProtocol(e.ProxyProtocol)}
 	for i, h := range e.Hosts {
 		host, err := Host(fmt.Sprintf("hosts[%d]", i), h, true)
 		if err != nil {

@@ -41,7 +41,9 @@ type visit struct {
 	visitor netip.AddrPort
 	local   netip.AddrPort
 	since   time.Time
-	counted bool // against the limits, under the shard's lock
+	early   []byte // read already, behind a PROXY header
+	trusted bool   // comes by a balancer whose PROXY header is believed
+	counted bool   // against the limits, under the shard's lock
 	arrived atomic.Bool
 	gone    atomic.Bool
 }
@@ -168,6 +170,7 @@ func (s *Server) accept(l *listener) {
 		pause = 0
 		s.metrics.accepted.WithLabelValues(l.speaks).Inc()
 		v := &visit{server: s, raw: c, visitor: addrPort(c.RemoteAddr()), local: addrPort(c.LocalAddr()), since: time.Now()}
+		v.trusted = s.trusts(v.visitor.Addr())
 		if reason := s.doors.enter(v, &s.limits); reason != "" {
 			s.metrics.refused(reason)
 			netx.Reset(c)
@@ -182,6 +185,12 @@ func (s *Server) accept(l *listener) {
 // serve runs the corridor for one connection.
 func (s *Server) serve(l *listener, v *visit) {
 	defer s.mourn(v)
+	if v.trusted {
+		if reason := s.heed(v); reason != "" {
+			s.turnAway(v, reason, nil)
+			return
+		}
+	}
 	l.serve(v)
 	v.arrive()
 }
@@ -227,7 +236,7 @@ func addrPort(a net.Addr) netip.AddrPort {
 // serveTLS serves a connection to the TLS port.
 func (s *Server) serveTLS(v *visit) {
 	deadline := v.since.Add(s.limits.Hello)
-	seen, reason := sniffTLS(v.raw, deadline)
+	seen, reason := sniffTLS(v.raw, v.early, deadline)
 	if reason != "" {
 		s.turnAway(v, reason, lastWord(s, v, reason))
 		return
@@ -256,7 +265,7 @@ func (s *Server) serveTLS(v *visit) {
 
 // serveHTTP serves a connection to the HTTP port.
 func (s *Server) serveHTTP(v *visit) {
-	head, reason := sniffHTTP(v.raw, v.since.Add(s.limits.Hello))
+	head, reason := sniffHTTP(v.raw, v.early, v.since.Add(s.limits.Hello))
 	if reason != "" {
 		s.turnAway(v, reason, lastWord(s, v, reason))
 		return
@@ -271,7 +280,7 @@ func (s *Server) serveTCP(v *visit, port uint16) {
 		s.turnAway(v, reasonName, nil)
 		return
 	}
-	s.forward(v, r, nil, "")
+	s.forward(v, r, v.early, "")
 }
 
 // turnAway ends a connection that leads nowhere, with a last word if there is one.

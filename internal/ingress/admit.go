@@ -51,13 +51,41 @@ func (d *doors) enter(v *visit, limits *Limits) (reason string) {
 	if s.by == nil {
 		s.by, s.visits = map[netip.Addr]int{}, map[*visit]struct{}{}
 	}
-	if s.by[a] >= limits.PerAddress {
+	if s.by[a] >= limits.PerAddress && !v.trusted {
 		d.total.Add(-1)
 		return reasonAddress
 	}
 	s.by[a]++
 	v.counted = true
 	s.visits[v] = struct{}{}
+	return ""
+}
+
+// move counts v where its visitor really is, or says which limit forbids it.
+// It is among those inside all the time.
+func (d *doors) move(v *visit, visitor netip.AddrPort, limits *Limits) (reason string) {
+	was, is := place(v.visitor.Addr()), place(visitor.Addr())
+	old, s := d.shard(was), d.shard(is)
+	s.mu.Lock()
+	if s.by == nil {
+		s.by, s.visits = map[netip.Addr]int{}, map[*visit]struct{}{}
+	}
+	if s.by[is] >= limits.PerAddress {
+		s.mu.Unlock()
+		return reasonAddress
+	}
+	s.by[is]++
+	s.visits[v] = struct{}{}
+	s.mu.Unlock()
+	old.mu.Lock()
+	if old.by[was]--; old.by[was] == 0 {
+		delete(old.by, was)
+	}
+	if old != s {
+		delete(old.visits, v)
+	}
+	v.visitor = visitor
+	old.mu.Unlock()
 	return ""
 }
 

@@ -85,9 +85,16 @@ type Server struct {
 	Certificates Certificates       // nil: TLS is not terminated, such names get an alert
 	Handlers     map[string]Handler // by ALPN name; such connections don't count against the limits
 	Limits       Limits
-	Log          *slog.Logger          // nil: discards
-	AccessLog    func(Access)          // told of each request and stream when it ends, must not wait; may be nil
-	Metrics      prometheus.Registerer // nil: counted but not registered
+
+	// TrustedProxies are the balancers whose PROXY headers are believed; from
+	// anywhere else such a header is data like any other. A connection from one
+	// of them must begin with the header or with the visitor's own bytes: one
+	// that stays silent ends after Limits.Hello.
+	TrustedProxies []netip.Prefix
+
+	Log       *slog.Logger          // nil: discards
+	AccessLog func(Access)          // told of each request and stream when it ends, must not wait; may be nil
+	Metrics   prometheus.Registerer // nil: counted but not registered
 
 	table atomic.Pointer[Table]
 	doors doors

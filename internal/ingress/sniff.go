@@ -32,13 +32,17 @@ const (
 	reasonOwner   = "owner"
 	reasonCert    = "certificate" // none for the name
 	reasonTLSFail = "handshake"
+	reasonProxy   = "proxy_header" // malformed, from a trusted balancer
 )
 
 // peek waits for the first bytes of c until the deadline and gives them to
 // enough until that says that there are. No buffer is held for a visitor who
-// is silent. What was read is returned in any case; reason tells, when it is
-// not enough, why.
-func peek(c net.Conn, deadline time.Time, most int, enough func(head []byte) bool) (head []byte, reason string) {
+// is silent. head was read before. What was read is returned in any case; reason
+// tells, when it is not enough, why.
+func peek(c net.Conn, head []byte, deadline time.Time, most int, enough func(head []byte) bool) (all []byte, reason string) {
+	if len(head) > 0 && enough(head) {
+		return head, ""
+	}
 	if c.SetReadDeadline(deadline) != nil {
 		return nil, reasonGone
 	}
@@ -70,10 +74,10 @@ func peek(c net.Conn, deadline time.Time, most int, enough func(head []byte) boo
 }
 
 // sniffTLS reads the ClientHello.
-func sniffTLS(c net.Conn, deadline time.Time) (s sniffed, reason string) {
+func sniffTLS(c net.Conn, early []byte, deadline time.Time) (s sniffed, reason string) {
 	var r helloReader
 	var bad error
-	s.head, reason = peek(c, deadline, maxHello, func(head []byte) (done bool) {
+	s.head, reason = peek(c, early, deadline, maxHello, func(head []byte) (done bool) {
 		s.hello, done, bad = r.feed(head)
 		return done || bad != nil
 	})
@@ -92,8 +96,8 @@ func sniffTLS(c net.Conn, deadline time.Time) (s sniffed, reason string) {
 }
 
 // sniffHTTP waits for the first bytes of a request; the rest is the filter's.
-func sniffHTTP(c net.Conn, deadline time.Time) (head []byte, reason string) {
-	head, reason = peek(c, deadline, maxHead, func(head []byte) bool { return len(head) > 0 })
+func sniffHTTP(c net.Conn, early []byte, deadline time.Time) (head []byte, reason string) {
+	head, reason = peek(c, early, deadline, maxHead, func(head []byte) bool { return len(head) > 0 })
 	switch {
 	case reason != "":
 	case head[0] == recordHandshake:
