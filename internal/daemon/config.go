@@ -53,6 +53,7 @@ type GatewayConfig struct {
 	CertFiles      []string       `name:"cert" yaml:"certs" help:"Certificate chain and key, as cert.pem:key.pem; read again when changed." placeholder:"CERT:KEY"`
 	DevCA          bool           `name:"dev-ca" yaml:"dev-ca" help:"Mint certificates from a private authority in the state directory; on by itself when there is no cert."`
 	AllowDirect    []netip.Prefix `name:"allow-direct" yaml:"allow-direct" help:"Further addresses that direct targets may lead to; without it only public ones." placeholder:"CIDR"`
+	TrustedProxies []netip.Prefix `name:"trusted-proxy" yaml:"trusted-proxies" help:"Balancers before this gateway whose PROXY headers tell the visitor's address." placeholder:"CIDR"`
 	Farmer         webgw.ID       `yaml:"farmer" help:"Identity of the owner of the farm that this gateway belongs to." placeholder:"ID"`
 	MaxConns       int            `name:"max-conns" yaml:"max-conns" help:"Visitors' connections at once; 0 is the default of the ingress."`
 
@@ -257,6 +258,14 @@ func (c NodeConfig) Validate() error {
 	if c.Name != "" {
 		if err := webgw.CheckLabel("name", c.Name); err != nil {
 			return err
+		}
+	}
+	if err := checkPrefixes("trusted-proxies", c.TrustedProxies); err != nil {
+		return err
+	}
+	for i, p := range c.TrustedProxies {
+		if p.Bits() == 0 {
+			return invalid(fmt.Sprintf("trusted-proxies[%d]", i), "%s would let every visitor choose their address", p)
 		}
 	}
 	if c.Registry == "" {

@@ -61,6 +61,8 @@ func TestValidateNamesTheField(t *testing.T) {
 		{GatewayConfig{Common: common, CertFiles: []string{"cert.pem"}}, "certs[0]"},
 		{GatewayConfig{Common: common, AllowDirect: prefix}, "allow-direct[0]"},
 		{GatewayConfig{Common: common, MaxConns: -1}, "max-conns"},
+		{GatewayConfig{Common: common, TrustedProxies: prefix}, "trusted-proxies[0]"},
+		{GatewayConfig{Common: common, TrustedProxies: []netip.Prefix{netip.MustParsePrefix("::/0")}}, "trusted-proxies[0]"},
 		{GatewayConfig{Common: common, Embedded: RegistryConfig{Admit: []string{"me"}}}, "admit[0]"},
 		{RegistryConfig{Common: common, Listen: "x"}, "listen"},
 		{RegistryConfig{Common: common, Address: "registry.example"}, "address"},
