@@ -82,6 +82,7 @@ type Server struct {
 
 	Net          netx.Net           // nil: the machine's own
 	Upstream     Upstream           // required
+	Flows        FlowUpstream       // nil: exposures of UDP ports are not served
 	Certificates Certificates       // nil: TLS is not terminated, such names get an alert
 	Handlers     map[string]Handler // by ALPN name; such connections don't count against the limits
 	Limits       Limits
