@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -36,7 +37,7 @@ type Gateway struct {
 	Zone      string   `json:"zone,omitempty"`     // DNS zone in which it gives out names
 	HTTPPort  uint16   `json:"httpPort,omitempty"` // as visitors see it; 0: no plain HTTP
 	TLSPort   uint16   `json:"tlsPort"`            // as visitors see it
-	Ports     PortSet  `json:"ports,omitempty"`    // public TCP ports on offer, "20000-20999,2222"
+	Ports     PortSet  `json:"ports,omitempty"`    // public ports on offer, each for TCP and for UDP, "20000-20999,2222"
 }
 
 func (g *Gateway) validate() error {
@@ -156,7 +157,12 @@ const (
 	HTTP ExposureProtocol = "http" // by host name, on the HTTP and TLS ports
 	TLS  ExposureProtocol = "tls"  // by server name, on the TLS port, ciphertext passed through
 	TCP  ExposureProtocol = "tcp"  // by port
+	UDP  ExposureProtocol = "udp"  // by port; ports of TCP and of UDP have nothing to do with each other
 )
+
+// ByPort reports whether visitors find an exposure by a port of its own rather
+// than by a host name.
+func (p ExposureProtocol) ByPort() bool { return p == TCP || p == UDP }
 
 // Upstream is how the gateway speaks HTTP to the workload.
 type Upstream string
@@ -173,12 +179,13 @@ const (
 type Exposure struct {
 	Protocol ExposureProtocol `json:"protocol"`
 	Hosts    []string         `json:"hosts,omitempty"`    // http, tls: host names; "*.example.org" covers one label
-	Port     uint16           `json:"port,omitempty"`     // tcp: the public port, the same on every gateway
+	Port     uint16           `json:"port,omitempty"`     // tcp, udp: the public port, the same on every gateway
 	Gateways []ID             `json:"gateways"`           // placement: which gateways carry it
 	Targets  []Target         `json:"targets"`            // where it leads; any of them serves
 	Upstream Upstream         `json:"upstream,omitempty"` // http: how the workload is spoken to; "" is auto
 
 	ProxyProtocol ProxyProtocol `json:"proxyProtocol,omitempty"` // tcp, tls: the workload is told the visitor's address so; "": not
+	Policy        *Policy       `json:"policy,omitempty"`        // who may use it, and how much; nil: no limits of its own
 }
 
 // Target is the address of a workload: on a node through its session, or
@@ -217,19 +224,19 @@ func (e *Exposure) validate() error {
 			return invalid("hosts", "must hold 1 to %d host names for protocol %s", MaxHosts, e.Protocol)
 		}
 		if e.Port != 0 {
-			return invalid("port", "belongs to protocol tcp only; %s is found by its host name", e.Protocol)
+			return invalid("port", "belongs to protocols tcp and udp only; %s is found by its host name", e.Protocol)
 		}
-	case TCP:
+	case TCP, UDP:
 		if e.Port == 0 {
-			return invalid("port", "missing: protocol tcp needs a public port")
+			return invalid("port", "missing: protocol %s needs a public port", e.Protocol)
 		}
 		if len(e.Hosts) != 0 {
-			return invalid("hosts", "belong to http and tls only; tcp is found by its port")
+			return invalid("hosts", "belong to http and tls only; %s is found by its port", e.Protocol)
 		}
 	case "":
-		return invalid("protocol", "missing: http, tls or tcp")
+		return invalid("protocol", "missing: http, tls, tcp or udp")
 	default:
-		return invalid("protocol", "%q is not known; http, tls and tcp are", clip(string(e.Protocol), 20))
+		return invalid("protocol", "%q is not known; http, tls, tcp and udp are", clip(string(e.Protocol), 20))
 	}
 	for i, h := range e.Hosts {
 		if _, err := checkHost(index("hosts", i), h, true); err != nil {
@@ -259,6 +266,9 @@ func (e *Exposure) validate() error {
 	for i, t := range e.Targets {
 		if err := in(index("targets", i), t.validate()); err != nil {
 			return err
+		}
+		if e.Protocol == UDP && strings.HasPrefix(t.Address, "unix:") {
+			return invalid(index("targets", i)+".address", "a socket of the file system takes no datagrams of protocol udp")
 		}
 		if slices.Contains(e.Targets[:i], t) {
 			return invalid(index("targets", i), "stands twice")

@@ -145,6 +145,10 @@ func TestRecordValidation(t *testing.T) {
 		{KindExposure, "host twice", func(r *Record) { r.Exposure.Hosts[1] = "blog.example" }, "exposure.hosts[1]"},
 		{KindExposure, "port with http", func(r *Record) { r.Exposure.Port = 80 }, "exposure.port"},
 		{KindExposure, "tcp without port", func(r *Record) { r.Exposure.Protocol = TCP }, "exposure.port"},
+		{KindExposure, "udp without port", func(r *Record) { r.Exposure.Protocol, r.Exposure.Hosts = UDP, nil }, "exposure.port"},
+		{KindExposure, "udp to a unix socket", func(r *Record) {
+			r.Exposure.Protocol, r.Exposure.Hosts, r.Exposure.Port, r.Exposure.Upstream, r.Exposure.Targets[0].Address = UDP, nil, 53, "", "unix:/run/a"
+		}, "exposure.targets[0].address"},
 		{KindExposure, "tcp with hosts", func(r *Record) { r.Exposure.Protocol, r.Exposure.Port = TCP, 22 }, "exposure.hosts"},
 		{KindExposure, "upstream", func(r *Record) { r.Exposure.Upstream = "h3" }, "exposure.upstream"},
 		{KindExposure, "upstream with tls", func(r *Record) { r.Exposure.Protocol = TLS }, "exposure.upstream"},

@@ -42,10 +42,10 @@ func (c *Client) Status(ctx context.Context) (out webgw.Overview, err error) {
 	return out, err
 }
 
-// FreePort proposes a public TCP port that all gateways offer and nobody holds
+// FreePort proposes a public port for webgw.TCP or webgw.UDP that all gateways offer and nobody holds
 // now. It is taken only by an exposure that is declared with it.
-func (c *Client) FreePort(ctx context.Context, gateways ...webgw.ID) (uint16, error) {
-	q := url.Values{}
+func (c *Client) FreePort(ctx context.Context, protocol webgw.ExposureProtocol, gateways ...webgw.ID) (uint16, error) {
+	q := url.Values{"protocol": {string(protocol)}}
 	for _, g := range gateways {
 		q.Add("gateway", g.String())
 	}

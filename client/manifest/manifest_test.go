@@ -184,7 +184,7 @@ func TestErrorsHaveAPlace(t *testing.T) {
 		{"unknown node", head + "hosts: [a.b]\ngateways: [gent]\ntargets:\n- {node: nobody, address: 'localhost:1'}\n", "f:7:10: targets[0].node: there is no node \"nobody\""},
 		{"unknown gateway", head + "hosts: [a.b]\ngateways: [paris]\n", "f:5:12: gateways[0]: there is no gateway \"paris\""},
 		{"ambiguous node", head + "hosts: [a.b]\ngateways: [gent]\ntargets: [{node: twins, address: 'localhost:1'}]\n", "targets[0].node: 2 nodes are called \"twins\""},
-		{"rule of the record", head + "hosts: [a.b]\nport: 3\n" + rest, "f:5:1: port: belongs to protocol tcp only"},
+		{"rule of the record", head + "hosts: [a.b]\nport: 3\n" + rest, "f:5:1: port: belongs to protocols tcp and udp only"},
 		{"no target", head + "hosts: [a.b]\ngateways: [gent]\n", "f:1:1: targets: must hold 1 to 32 targets"},
 		{"anchor", "kind: &x farm\nname: *x\n", "anchors and aliases are not read here"},
 		{"tag", "kind: !!str farm\n", "tags (!…) are not read here"},

@@ -15,13 +15,13 @@ func TestTargets(t *testing.T) {
 		"3000": {"localhost:3000", ""}, ":3000": {"localhost:3000", ""}, "localhost:8443": {"localhost:8443", ""}, "10.0.0.7:80": {"10.0.0.7:80", ""},
 		"[::1]:80": {"[::1]:80", ""}, "unix:/run/x": {"unix:/run/x", ""}, "direct:[2001:db8::1]:80": {"", "[2001:db8::1]:80"}, "direct:a.example:80": {"", "a.example:80"},
 	} {
-		address, direct, err := parseTarget(in)
+		address, direct, err := parseTarget(in, webgw.TCP)
 		if err != nil || address != want[0] || direct != want[1] {
 			t.Errorf("%s: %q %q %v", in, address, direct, err)
 		}
 	}
 	for _, in := range []string{"", "0", "70000", "host", "host:0", "host:http", "unix:x", "direct:", "direct:unix:/x", "direct:80", "0.0.0.0:80", "http://localhost:80"} {
-		if _, _, err := parseTarget(in); webgw.KindOf(err) != webgw.Invalid {
+		if _, _, err := parseTarget(in, webgw.TCP); webgw.KindOf(err) != webgw.Invalid {
 			t.Errorf("%q: %v", in, err)
 		}
 	}

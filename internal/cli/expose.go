@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"webgw.dev/webgw"
@@ -14,6 +15,7 @@ import (
 type exposeVerb struct {
 	HTTP exposeHTTP `cmd:"" name:"http" help:"Expose a web server by host name; the gateway terminates TLS."`
 	TCP  exposeTCP  `cmd:"" name:"tcp" help:"Expose any TCP server by port."`
+	UDP  exposeUDP  `cmd:"" name:"udp" help:"Expose any UDP server by port."`
 	TLS  exposeTLS  `cmd:"" name:"tls" help:"Expose a TLS server by host name; only it can decrypt."`
 }
 
@@ -23,6 +25,11 @@ type exposeHTTP struct {
 }
 
 type exposeTCP struct {
+	exposing
+	Port uint16 `help:"Public port; none takes a free one."`
+}
+
+type exposeUDP struct {
 	exposing
 	Port uint16 `help:"Public port; none takes a free one."`
 }
@@ -51,9 +58,18 @@ func (v *exposeHTTP) Run(ctx context.Context, a *app) error {
 }
 
 func (v *exposeTCP) Run(ctx context.Context, a *app) error {
-	v.protocol, v.exposing.Port = webgw.TCP, v.Port
+	return v.byPort(ctx, a, webgw.TCP, v.Port)
+}
+
+func (v *exposeUDP) Run(ctx context.Context, a *app) error {
+	return v.byPort(ctx, a, webgw.UDP, v.Port)
+}
+
+// byPort exposes a server that is found by a public port.
+func (v *exposing) byPort(ctx context.Context, a *app, protocol webgw.ExposureProtocol, port uint16) error {
+	v.protocol, v.Port = protocol, port
 	if len(v.Domains) > 0 {
-		return invalid("domain", "", "a TCP port is found by its number, not by a name")
+		return invalid("domain", "", "a %s port is found by its number, not by a name", strings.ToUpper(string(protocol)))
 	}
 	return v.run(ctx, a)
 }
@@ -64,7 +80,7 @@ func (v *exposeTLS) Run(ctx context.Context, a *app) error {
 }
 
 func (v *exposing) run(ctx context.Context, a *app) error {
-	address, direct, err := parseTarget(v.Target)
+	address, direct, err := parseTarget(v.Target, v.protocol)
 	if err != nil {
 		return err
 	}
@@ -127,7 +143,7 @@ const declareTries = 8
 func (p *plan) declare(ctx context.Context, c *client.Client, lifetime time.Duration) (client.Signed, error) {
 	for try := 1; ; try++ {
 		if p.freePort && p.exposure.Port == 0 {
-			port, err := c.FreePort(ctx, p.exposure.Gateways...)
+			port, err := c.FreePort(ctx, p.exposure.Protocol, p.exposure.Gateways...)
 			if err != nil {
 				return client.Signed{}, err
 			}

@@ -19,7 +19,7 @@ import (
 
 // parseTarget reads what is to be exposed: a port of this machine, host:port,
 // unix:/path, or direct:host:port, which gateways dial themselves.
-func parseTarget(s string) (address, direct string, err error) {
+func parseTarget(s string, p webgw.ExposureProtocol) (address, direct string, err error) {
 	wrong := func(err error) error {
 		e, _ := errors.AsType[*webgw.Error](err)
 		return invalid("target", "a target is PORT, HOST:PORT, unix:/PATH or direct:HOST:PORT", "%s", e.Sentence())
@@ -30,11 +30,16 @@ func parseTarget(s string) (address, direct string, err error) {
 		}
 		return "", d, nil
 	}
-	if n, err := strconv.ParseUint(s, 10, 16); err == nil && n > 0 {
-		s = "localhost:" + strconv.FormatUint(n, 10)
+	here := "localhost:"
+	if p == webgw.UDP {
+		// Nobody answers a dial: the second address of a name is never tried.
+		here = "127.0.0.1:"
 	}
-	if p, ok := strings.CutPrefix(s, ":"); ok {
-		s = "localhost:" + p
+	if n, err := strconv.ParseUint(s, 10, 16); err == nil && n > 0 {
+		s = here + strconv.FormatUint(n, 10)
+	}
+	if port, ok := strings.CutPrefix(s, ":"); ok {
+		s = here + port
 	}
 	if err := webgw.CheckTargetAddress("", s); err != nil {
 		return "", "", wrong(err)
@@ -99,7 +104,7 @@ func (v *exposing) plan(ctx context.Context, d *directory) (*plan, error) {
 	default:
 		p.name, p.chosen = randomName(), true
 	}
-	if v.protocol == webgw.TCP {
+	if v.protocol.ByPort() {
 		p.exposure.Port, p.freePort = v.Port, v.Port == 0
 		return p, nil
 	}
@@ -138,7 +143,7 @@ func (p *plan) again(err error) bool {
 		return false
 	}
 	p.name = randomName()
-	return p.exposure.Protocol == webgw.TCP || p.named() == nil
+	return p.exposure.Protocol.ByPort() || p.named() == nil
 }
 
 // label reads a name for a record, which becomes part of a host name.
@@ -199,7 +204,7 @@ func (v *exposing) pick(ctx context.Context, d *directory, needZone bool) ([]*we
 	for _, s := range all {
 		g := s.Record
 		known := slices.ContainsFunc(fit, func(o *webgw.Record) bool { return o.Owner == g.Owner })
-		if known || v.protocol == webgw.TCP && g.Gateway.Ports == "" || v.protocol != webgw.TCP && needZone && g.Gateway.Zone == "" {
+		if known || v.protocol.ByPort() && g.Gateway.Ports == "" || !v.protocol.ByPort() && needZone && g.Gateway.Zone == "" {
 			continue
 		}
 		fit = append(fit, g)
@@ -207,7 +212,7 @@ func (v *exposing) pick(ctx context.Context, d *directory, needZone bool) ([]*we
 	if len(fit) == 0 {
 		missing := "gives out names"
 		hint := "give --domain, or --gateway with one of webgw get gateways"
-		if v.protocol == webgw.TCP {
+		if v.protocol.ByPort() {
 			missing, hint = "offers ports", "webgw get gateways lists those that you may see"
 		}
 		if len(all) == 0 {

@@ -132,8 +132,8 @@ func summary(ctx context.Context, d *directory, r *webgw.Record) (string, error)
 	case r.Exposure != nil:
 		e := r.Exposure
 		what := strings.Join(e.Hosts, " ")
-		if e.Protocol == webgw.TCP {
-			what = fmt.Sprintf("port %d", e.Port)
+		if e.Protocol.ByPort() {
+			what = fmt.Sprintf("%s port %d", e.Protocol, e.Port)
 		}
 		var targets, gateways []string
 		for _, t := range e.Targets {

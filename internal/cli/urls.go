@@ -28,9 +28,9 @@ func urls(ctx context.Context, d *directory, e *webgw.Exposure) ([]string, error
 		}
 	}
 	var out []string
-	if e.Protocol == webgw.TCP {
+	if e.Protocol.ByPort() {
 		for _, g := range gateways {
-			out = append(out, "tcp://"+net.JoinHostPort(publicHost(g.Gateway), strconv.Itoa(int(e.Port))))
+			out = append(out, string(e.Protocol)+"://"+net.JoinHostPort(publicHost(g.Gateway), strconv.Itoa(int(e.Port))))
 		}
 		return out, nil
 	}

@@ -58,12 +58,12 @@ func carry(v *live.View, self webgw.ID, ports webgw.PortSet, before *carried) *c
 each:
 	for _, r := range mine {
 		claims := r.Exposure.Hosts
-		if r.Exposure.Protocol == webgw.TCP {
+		if r.Exposure.Protocol.ByPort() {
 			if !offered(r.Exposure.Port) {
 				problem(r, PortNotOffered, "this gateway does not offer port %d; it offers %s", r.Exposure.Port, cmp.Or(string(ports), "none"))
 				continue
 			}
-			claims = []string{"port " + strconv.Itoa(int(r.Exposure.Port))}
+			claims = []string{string(r.Exposure.Protocol) + " port " + strconv.Itoa(int(r.Exposure.Port))}
 		}
 		for _, name := range claims {
 			if h := holders[name]; h != nil && h.Owner != r.Owner {

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -354,6 +355,10 @@ func (s *Server) freePort(w http.ResponseWriter, r *http.Request, _ webgw.ID) er
 	if len(names) == 0 || len(names) > webgw.MaxGateways {
 		return &webgw.Error{Kind: webgw.Invalid, Field: "gateway", Public: fmt.Sprintf("name 1 to %d gateways", webgw.MaxGateways)}
 	}
+	protocol := webgw.ExposureProtocol(cmp.Or(r.URL.Query().Get("protocol"), string(webgw.TCP)))
+	if !protocol.ByPort() {
+		return &webgw.Error{Kind: webgw.Invalid, Field: "protocol", Public: "must be tcp or udp"}
+	}
 	m, now := s.mirror, time.Now()
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -371,7 +376,7 @@ func (s *Server) freePort(w http.ResponseWriter, r *http.Request, _ webgw.ID) er
 		}
 		ids, offers = append(ids, id), append(offers, g.Record.Gateway.Ports)
 	}
-	free := freePorts(ids, offers, func(key string) bool {
+	free := freePorts(ids, offers, protocol, func(key string) bool {
 		p := newPlan(m, now, 0, Quota{})
 		uses, _ := p.live(key, m.holdings[key])
 		return len(uses) == 0
@@ -382,7 +387,7 @@ func (s *Server) freePort(w http.ResponseWriter, r *http.Request, _ webgw.ID) er
 	return reply(w, http.StatusOK, port{free[rand.IntN(len(free))]})
 }
 
-func freePorts(ids []webgw.ID, offers []webgw.PortSet, free func(key string) bool) (out []uint16) {
+func freePorts(ids []webgw.ID, offers []webgw.PortSet, protocol webgw.ExposureProtocol, free func(key string) bool) (out []uint16) {
 	count := map[uint16]int{}
 	for _, set := range offers {
 		ranges, _ := set.Ranges() // validated with its record; a malformed set offers nothing
@@ -398,7 +403,7 @@ candidates:
 			continue
 		}
 		for _, id := range ids {
-			if !free(portKey(id, n)) {
+			if !free(portKey(id, protocol, n)) {
 				continue candidates
 			}
 		}

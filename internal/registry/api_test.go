@@ -71,10 +71,10 @@ func TestDeclareGetListDelete(t *testing.T) {
 		if err != nil || info.ID != key(1000).ID() || info.Epoch == "" {
 			t.Errorf("info: %+v, %v", info, err)
 		}
-		if port, err := a.FreePort(g.ctx, key(100).ID()); err != nil || port < 2000 || port > 2009 {
+		if port, err := a.FreePort(g.ctx, webgw.TCP, key(100).ID()); err != nil || port < 2000 || port > 2009 {
 			t.Errorf("free port: %d, %v", port, err)
 		}
-		_, err = a.FreePort(g.ctx, key(101).ID())
+		_, err = a.FreePort(g.ctx, webgw.TCP, key(101).ID())
 		wantKind(t, err, webgw.NotFound, "a port of an unknown gateway")
 	})
 }
@@ -86,13 +86,25 @@ func TestFreePortIsSharedByAll(t *testing.T) {
 		other.Gateway.Ports = "2008-2020"
 		g.declare(key(101), other)
 		g.declare(key(1), tcp("a", 2008, key(101).ID()))
-		port, err := g.as(key(1)).FreePort(g.ctx, key(100).ID(), key(101).ID())
+		port, err := g.as(key(1)).FreePort(g.ctx, webgw.TCP, key(100).ID(), key(101).ID())
 		if err != nil || port != 2009 {
 			t.Errorf("got %d, %v; only 2009 is free on both", port, err)
 		}
 		g.declare(key(1), tcp("b", 2009, key(100).ID()))
-		_, err = g.as(key(1)).FreePort(g.ctx, key(100).ID(), key(101).ID())
+		_, err = g.as(key(1)).FreePort(g.ctx, webgw.TCP, key(100).ID(), key(101).ID())
 		wantKind(t, err, webgw.Exhausted, "when none is left")
+
+		// UDP has ports of its own, of which there is one each as well.
+		port, err = g.as(key(1)).FreePort(g.ctx, webgw.UDP, key(100).ID(), key(101).ID())
+		if err != nil || port != 2008 && port != 2009 {
+			t.Errorf("got UDP port %d, %v; want 2008 or 2009", port, err)
+		}
+		udp := tcp("c", 2009, key(100).ID())
+		udp.Exposure.Protocol = webgw.UDP
+		g.declare(key(1), udp)
+		udp.Name = "d"
+		_, _, err = g.as(key(2)).Declare(g.ctx, udp)
+		wantKind(t, err, webgw.Taken, "the same UDP port again")
 	})
 }
 

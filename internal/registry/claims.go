@@ -77,9 +77,9 @@ func claims(r *webgw.Record) []claim {
 		for i, h := range r.Exposure.Hosts {
 			cs = append(cs, host(fmt.Sprintf("exposure.hosts[%d]", i), h))
 		}
-		if r.Exposure.Protocol == webgw.TCP {
+		if r.Exposure.Protocol.ByPort() {
 			for i, g := range r.Exposure.Gateways {
-				cs = append(cs, claim{key: portKey(g, r.Exposure.Port), field: "exposure.port", port: i})
+				cs = append(cs, claim{key: portKey(g, r.Exposure.Protocol, r.Exposure.Port), field: "exposure.port", port: i})
 			}
 		}
 		return cs
@@ -98,8 +98,14 @@ func hosts(r *webgw.Record) int {
 	return 0
 }
 
-func portKey(gateway webgw.ID, port uint16) string {
-	return "port/" + gateway.String() + "/" + strconv.Itoa(int(port))
+// portKey is the index key of a public port. Those of TCP and UDP are spaces of
+// their own.
+func portKey(gateway webgw.ID, p webgw.ExposureProtocol, port uint16) string {
+	key := "port/" + gateway.String() + "/" + strconv.Itoa(int(port))
+	if p == webgw.UDP {
+		key += "/udp"
+	}
+	return key
 }
 
 // audience lists whom a version of a record names and who must therefore hear
@@ -282,7 +288,7 @@ func (p *plan) take(r *webgw.Record, c claim) error {
 		// A name or a port is one record's, even among those of one owner.
 		if strings.HasPrefix(c.key, "port/") {
 			g := r.Exposure.Gateways[c.port]
-			return taken(c.field, "ask for a free port", "port %d is taken on gateway %s", r.Exposure.Port, p.nameOf(g))
+			return taken(c.field, "ask for a free port", "%s port %d is taken on gateway %s", r.Exposure.Protocol, r.Exposure.Port, p.nameOf(g))
 		}
 		return taken(c.field, "choose another name", "the %s name %q is taken", r.Kind, r.Name)
 	}
@@ -441,7 +447,7 @@ func (p *plan) refer(r *webgw.Record) error {
 		if g == nil {
 			return &webgw.Error{Kind: webgw.NotFound, Field: field, Public: fmt.Sprintf("there is no gateway %s", id), Hint: "list them: webgw get gateways"}
 		}
-		if x.Protocol == webgw.TCP && !g.Record.Gateway.Ports.Contains(x.Port) {
+		if x.Protocol.ByPort() && !g.Record.Gateway.Ports.Contains(x.Port) {
 			offer := string(g.Record.Gateway.Ports)
 			if offer == "" {
 				offer = "none"
