@@ -244,6 +244,14 @@ func (c GatewayConfig) Validate() error {
 	if err := checkPrefixes("allow-direct", c.AllowDirect); err != nil {
 		return err
 	}
+	if err := checkPrefixes("trusted-proxies", c.TrustedProxies); err != nil {
+		return err
+	}
+	for i, p := range c.TrustedProxies {
+		if p.Bits() == 0 {
+			return invalid(fmt.Sprintf("trusted-proxies[%d]", i), "%s would let every visitor choose their address", p)
+		}
+	}
 	if c.Registry == "" {
 		return c.Embedded.validateEmbedded()
 	}
@@ -258,14 +266,6 @@ func (c NodeConfig) Validate() error {
 	if c.Name != "" {
 		if err := webgw.CheckLabel("name", c.Name); err != nil {
 			return err
-		}
-	}
-	if err := checkPrefixes("trusted-proxies", c.TrustedProxies); err != nil {
-		return err
-	}
-	for i, p := range c.TrustedProxies {
-		if p.Bits() == 0 {
-			return invalid(fmt.Sprintf("trusted-proxies[%d]", i), "%s would let every visitor choose their address", p)
 		}
 	}
 	if c.Registry == "" {
