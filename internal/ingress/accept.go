@@ -256,6 +256,8 @@ func (s *Server) serveTLS(v *visit) {
 		s.turnAway(v, reasonName, alert(alertUnrecognized))
 	case r.Exposure.Protocol == webgw.TLS:
 		s.forward(v, r, seen.head, webgw.NormalizeHost(seen.hello.ServerName))
+	case s.hurries(v, r):
+		s.turnAway(v, reasonRate, nil)
 	case s.Certificates == nil:
 		s.turnAway(v, reasonCert, alert(alertUnrecognized))
 	default:

@@ -29,13 +29,15 @@ func place(a netip.Addr) netip.Addr {
 	return netip.AddrFrom16(b)
 }
 
-func (d *doors) shard(a netip.Addr) *shard {
-	b := a.As16()
-	h := uint32(2166136261) // FNV-1a: only spreads, the limits hold whatever it gives
-	for _, c := range b {
+func (d *doors) shard(a netip.Addr) *shard { return &d.shards[spread(a)%uint32(len(d.shards))] }
+
+// spread is FNV-1a: it only spreads, limits hold whatever it gives.
+func spread(a netip.Addr) uint32 {
+	h := uint32(2166136261)
+	for _, c := range a.As16() {
 		h = (h ^ uint32(c)) * 16777619
 	}
-	return &d.shards[h%uint32(len(d.shards))]
+	return h
 }
 
 // enter counts v in, or says which limit forbids it.
@@ -138,14 +140,22 @@ type owner struct {
 
 // admit counts a stream or request of the route in. Each true needs a release.
 func (r *Route) admit(limits *Limits) bool {
+	if r.guard != nil && !r.guard.enter() {
+		return false
+	}
 	if r.owner.active.Add(1) > int64(limits.PerOwner) {
-		r.owner.active.Add(-1)
+		r.release()
 		return false
 	}
 	return true
 }
 
-func (r *Route) release() { r.owner.active.Add(-1) }
+func (r *Route) release() {
+	r.owner.active.Add(-1)
+	if r.guard != nil {
+		r.guard.leave()
+	}
+}
 
 // adopt takes over from the table before what outlives a table: counters,
 // health and idle connections. It returns the targets that nothing leads to
@@ -181,6 +191,7 @@ func (t *Table) adopt(old *Table) (retired []*target) {
 			}
 		}
 		r.next.Store(was.next.Load())
+		r.guard = r.guard.adopt(was.guard)
 	}
 	return retired
 }
@@ -197,7 +208,7 @@ func (r *Route) take(was *target) bool {
 }
 
 func newRoute(t *Table, d Declared) *Route {
-	r := &Route{Key: d.Key, Exposure: d.Exposure, owner: t.owners[d.Key.Owner]}
+	r := &Route{Key: d.Key, Exposure: d.Exposure, owner: t.owners[d.Key.Owner], guard: newGuard(d.Exposure.Policy)}
 	if r.owner == nil {
 		r.owner = &owner{}
 		t.owners[d.Key.Owner] = r.owner

@@ -169,8 +169,8 @@ type passage struct {
 // are. head was read already. What can't be connected is reset.
 func (s *Server) forward(v *visit, r *Route, head []byte, host string) {
 	v.arrive()
-	if !r.admit(&s.limits) {
-		s.turnAway(v, reasonOwner, nil)
+	if reason := s.admitStream(v, r); reason != "" {
+		s.turnAway(v, reason, nil)
 		return
 	}
 	if r.Exposure.ProxyProtocol != "" {

@@ -183,6 +183,8 @@ type visitConn struct {
 	head  []byte
 	route *Route // by server name, if TLS ends here
 	name  string // the server name, normalized
+	proof *proof // of a client certificate, if one was asked for
+	met   *guard // whose limit on connections it was counted against, without TLS
 }
 
 func (c *visitConn) Read(p []byte) (int, error) {
@@ -211,7 +213,8 @@ func (w *web) take(v *visit, head []byte) {
 // terminate ends TLS and serves the HTTP in it.
 func (w *web) terminate(v *visit, r *Route, seen sniffed, deadline time.Time) {
 	c := &visitConn{Conn: v.raw, v: v, head: seen.head, route: r, name: webgw.NormalizeHost(seen.hello.ServerName)}
-	t := tls.Server(c, w.tls)
+	config, asks := w.tlsFor(r)
+	t := tls.Server(c, config)
 	err := c.SetDeadline(deadline)
 	if err == nil {
 		err = t.HandshakeContext(w.s.ctx)
@@ -225,6 +228,7 @@ func (w *web) terminate(v *visit, r *Route, seen sniffed, deadline time.Time) {
 		c.Close()
 		return
 	}
+	c.proof = proved(asks, t)
 	if t.ConnectionState().NegotiatedProtocol == "h2" {
 		w.hand(t)
 		return
@@ -264,6 +268,7 @@ type exchange struct {
 	id      string
 	host    string // normalized, without port
 	route   *Route
+	ruled   *ruling
 	upgrade bool // asked for, over HTTP/1
 	body    bool
 
@@ -284,6 +289,7 @@ func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
 func (x *exchange) WriteHeader(status int) {
 	if x.status == 0 && status >= 200 {
 		x.status = status
+		x.finish()
 		if x.conn.filter != nil {
 			x.conn.filter.Resume()
 		}
@@ -381,7 +387,7 @@ func statusClass(status int) string {
 
 // answer sends one of the gateway's own pages.
 func (x *exchange) answer(p *page) {
-	if x.in.ProtoMajor == 1 && p.status != http.StatusNotFound && p.status < 500 {
+	if x.in.ProtoMajor == 1 && p.status != http.StatusNotFound && p.status < 500 && (x.ruled == nil || x.in.ContentLength != 0 || p == &misdirected) {
 		x.Header().Set("Connection", "close")
 	}
 	p.write(x, x.in.Header.Get("Accept"), x.web.s.Name, x.id)
@@ -425,12 +431,7 @@ func (x *exchange) admit() *page {
 		}
 		return &unknownHost
 	}
-	if !route.admit(&x.web.s.limits) {
-		x.web.s.metrics.refused(reasonOwner)
-		return &ownerBusy
-	}
-	x.route = route
-	return nil
+	return x.enter(route)
 }
 
 // checkHTTP2 is what the filter does for HTTP/1, as far as net/http's HTTP/2

@@ -93,12 +93,16 @@ type Server struct {
 	// that stays silent ends after Limits.Hello.
 	TrustedProxies []netip.Prefix
 
+	PublicTLSPort uint16 // the TLS port as visitors see it, for redirects; 0: 443
+
 	Log       *slog.Logger          // nil: discards
 	AccessLog func(Access)          // told of each request and stream when it ends, must not wait; may be nil
 	Metrics   prometheus.Registerer // nil: counted but not registered
 
-	table atomic.Pointer[Table]
-	doors doors
+	table   atomic.Pointer[Table]
+	doors   doors
+	buckets buckets // of policies' rates
+	hashing hashing // of policies' passwords
 
 	once    sync.Once
 	limits  Limits // with defaults
@@ -176,6 +180,7 @@ func (s *Server) setup() {
 		s.stopped = make(chan struct{})
 		s.metrics = newMetrics(s.Metrics, s)
 		s.web = newWeb(s)
+		s.hashing = newHashing()
 	})
 }
 

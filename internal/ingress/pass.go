@@ -338,6 +338,9 @@ func (x *exchange) appendForwarded(b []byte) []byte {
 	for _, f := range x.forwarded() {
 		b = appendField(b, f[0], f[1])
 	}
+	for _, f := range x.ruled.extra() {
+		b = appendField(b, f[0], f[1])
+	}
 	return b
 }
 

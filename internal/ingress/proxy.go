@@ -21,7 +21,8 @@ import (
 // variable of "_" and "-".
 func isForwardingField(name string) bool {
 	switch name {
-	case "Forwarded", "X-Real-Ip", "X-Client-Ip", "X-Cluster-Client-Ip", "True-Client-Ip", "X-Request-Id", "X-Original-Url", "X-Rewrite-Url":
+	case "Forwarded", "X-Real-Ip", "X-Client-Ip", "X-Cluster-Client-Ip", "True-Client-Ip", "X-Request-Id", "X-Original-Url", "X-Rewrite-Url",
+		"Client-Cert", "Client-Cert-Chain": // RFC 9440
 		return true
 	}
 	return strings.HasPrefix(name, "X-Forwarded-") || strings.HasPrefix(name, "Webgw-")
@@ -66,6 +67,9 @@ func rewrite(pr *httputil.ProxyRequest) {
 	delete(out.Header, "Host")
 
 	for _, f := range x.forwarded() {
+		out.Header.Set(f[0], f[1])
+	}
+	for _, f := range x.ruled.extra() {
 		out.Header.Set(f[0], f[1])
 	}
 }
@@ -120,6 +124,11 @@ func (x *exchange) failed(err error) {
 	x.err = err
 	if x.hijacked != nil {
 		return // nobody is there to be told
+	}
+	if x.ruled.tooLarge() {
+		x.web.s.metrics.refused(reasonBody)
+		x.answer(&bodyTooLarge)
+		return
 	}
 	if f := x.conn.filter; f != nil {
 		if p := f.Refusal(); p != nil {

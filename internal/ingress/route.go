@@ -24,6 +24,7 @@ type Route struct {
 	owner   *owner
 	targets []*target // as in Exposure.Targets
 	next    atomic.Uint32
+	guard   *guard // nil: no policy
 }
 
 // Table is an immutable routing table. The zero Table routes nothing.
