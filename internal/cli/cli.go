@@ -19,6 +19,7 @@ import (
 
 	"webgw.dev/webgw"
 	"webgw.dev/webgw/client"
+	"webgw.dev/webgw/internal/daemon"
 	"webgw.dev/webgw/internal/netx"
 )
 
@@ -198,6 +199,7 @@ func shortly(ctx context.Context) (context.Context, context.CancelFunc) {
 type ownerFlags struct {
 	Registry string `yaml:"registry" help:"The registry, as ID@host:port; without ID it is trusted on first use." placeholder:"ID@HOST:PORT"`
 	Key      string `yaml:"key" help:"Your key file; made on first use." placeholder:"FILE" type:"path"`
+	Proxy    string `yaml:"proxy" help:"HTTP proxy by which the registry and gateways are dialed (CONNECT), as http://[user:password@]host:port." placeholder:"URL"`
 }
 
 // connect loads the owner's key and returns a client of the registry.
@@ -206,7 +208,11 @@ func (a *app) connect(f ownerFlags) (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return a.client(f.Registry, key)
+	nw, err := daemon.Outward(f.Proxy, a.env.Net)
+	if err != nil {
+		return nil, err
+	}
+	return a.client(f.Registry, key, nw)
 }
 
 // userDir returns one of the user's base directories (XDG).

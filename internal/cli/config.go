@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/alecthomas/kong"
+
+	"webgw.dev/webgw/internal/netx"
 )
 
 type configVerb struct {
@@ -94,7 +96,7 @@ func (a *app) effective(verb string) ([]settingJSON, error) {
 		if !ok || at.section != verb && at.section != "owner" {
 			continue
 		}
-		if s := (settingJSON{at.section, at.field, values(flag), at.from}); len(s.Value) > 0 && (at.from != "default" || isSet) {
+		if s := (settingJSON{at.section, at.field, shown(flag), at.from}); len(s.Value) > 0 && (at.from != "default" || isSet) {
 			out = append(out, s)
 		}
 	}
@@ -124,4 +126,17 @@ func redact(s string) string {
 		return u.Redacted()
 	}
 	return s
+}
+
+// shown are a flag's values without what is secret in them.
+func shown(flag *kong.Flag) []string {
+	out := values(flag)
+	if flag.Name == "proxy" && len(out) > 0 {
+		u, err := netx.ParseProxy(out[0])
+		if err != nil {
+			return []string{"(not valid)"}
+		}
+		out[0] = u.Redacted()
+	}
+	return out
 }

@@ -43,12 +43,12 @@ func (v *exposing) foreground(ctx context.Context, a *app, d *directory, p *plan
 	target.Node = key.ID()
 	p.exposure.Targets = []webgw.Target{target}
 
-	registry, err := a.pinned(ctx, registryOf(c), c.Key)
+	registry, err := a.pinned(ctx, registryOf(c), c.Key, c.Net)
 	if err != nil {
 		return err
 	}
 	name := p.name // the node keeps it, should the exposure have to take another
-	config := daemon.NodeConfig{Common: daemon.Common{StateDir: dir}, Name: name, Registry: registry, Owners: []string{c.Key.ID().String()}, Only: []string{target.Address}}
+	config := daemon.NodeConfig{Common: daemon.Common{StateDir: dir, Proxy: v.Proxy}, Name: name, Registry: registry, Owners: []string{c.Key.ID().String()}, Only: []string{target.Address}}
 	if err := reachOf(ctx, target.Address, &config); err != nil {
 		return err
 	}

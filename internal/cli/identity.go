@@ -15,6 +15,7 @@ import (
 	"webgw.dev/webgw"
 	"webgw.dev/webgw/client"
 	"webgw.dev/webgw/internal/ident"
+	"webgw.dev/webgw/internal/netx"
 )
 
 // ownerKey loads the owner's key, or makes one and tells so.
@@ -46,7 +47,7 @@ func (a *app) ownerKeyPath(path string) (string, error) {
 
 // client returns a client of the registry named, which is pinned by its
 // identity or trusted on first use.
-func (a *app) client(registry string, key ident.Key) (*client.Client, error) {
+func (a *app) client(registry string, key ident.Key, nw netx.Net) (*client.Client, error) {
 	known, err := a.knownRegistries()
 	if err != nil {
 		return nil, err
@@ -65,7 +66,7 @@ func (a *app) client(registry string, key ident.Key) (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &client.Client{Endpoints: []string{addr}, Server: id, Key: key, Net: a.env.Net}
+	c := &client.Client{Endpoints: []string{addr}, Server: id, Key: key, Net: nw}
 	if id.IsZero() {
 		c.TrustServer = known.trust
 	}
@@ -74,7 +75,7 @@ func (a *app) client(registry string, key ident.Key) (*client.Client, error) {
 
 // pinned returns a registry as ID@host:port: one without ID is looked up among
 // the known ones, or asked, once.
-func (a *app) pinned(ctx context.Context, registry string, key ident.Key) (string, error) {
+func (a *app) pinned(ctx context.Context, registry string, key ident.Key, nw netx.Net) (string, error) {
 	id, addr, err := client.ParseRegistry(registry)
 	if err != nil || !id.IsZero() {
 		return registry, err
@@ -84,7 +85,7 @@ func (a *app) pinned(ctx context.Context, registry string, key ident.Key) (strin
 		return "", err
 	}
 	if id, err = known.find(addr); err == nil && id.IsZero() {
-		c := &client.Client{Endpoints: []string{addr}, Key: key, TrustServer: known.trust, Net: a.env.Net}
+		c := &client.Client{Endpoints: []string{addr}, Key: key, TrustServer: known.trust, Net: nw}
 		defer c.Close()
 		if _, err = c.Info(ctx); err == nil {
 			id, err = known.find(addr)

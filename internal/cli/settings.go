@@ -35,10 +35,11 @@ type commonSection struct {
 type ownerSection struct {
 	Registry string `yaml:"registry"`
 	Key      string `yaml:"key"`
+	Proxy    string `yaml:"proxy"`
 }
 
 // shared are the fields of the section common, which every section has too.
-var shared = []string{"state-dir", "log-level", "log-format", "metrics-addr", "registry"}
+var shared = []string{"state-dir", "log-level", "log-format", "metrics-addr", "proxy", "registry"}
 
 // settings gives flags that are not on the command line their values: from the
 // environment, then from the settings file. It implements kong.Resolver.

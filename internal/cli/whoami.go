@@ -26,7 +26,7 @@ func (v *whoamiVerb) Run(ctx context.Context, a *app) error {
 	}
 	out.ID, out.Key = key.ID(), path
 	// Without a registry one still is somebody.
-	if c, err := a.client(v.Registry, key); err == nil {
+	if c, err := a.client(v.Registry, key, a.env.Net); err == nil {
 		out.Registry = c.Endpoints[0]
 		if !c.Server.IsZero() {
 			out.Registry = c.Server.String() + "@" + out.Registry

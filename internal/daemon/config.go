@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"webgw.dev/webgw"
+	"webgw.dev/webgw/internal/netx"
 )
 
 // Common is what every role is told. Its zero value is usable but for StateDir.
@@ -20,6 +21,7 @@ type Common struct {
 	LogLevel    string `name:"log-level" yaml:"log-level" help:"debug, info, warn or error; empty is info."`
 	LogFormat   string `name:"log-format" yaml:"log-format" help:"text or json; empty is text."`
 	MetricsAddr string `name:"metrics-addr" yaml:"metrics-addr" help:"host:port of /metrics, /healthz and /readyz; empty is off." placeholder:"HOST:PORT"`
+	Proxy       string `yaml:"proxy" help:"HTTP proxy by which gateways and the registry are dialed (CONNECT), as http://[user:password@]host:port." placeholder:"URL"`
 }
 
 // RegistryConfig configures the registry role.
@@ -108,9 +110,28 @@ func (c Common) Validate() error {
 		return invalid("log-format", "%q is not text or json", c.LogFormat)
 	}
 	if c.MetricsAddr != "" {
-		return checkListen("metrics-addr", c.MetricsAddr)
+		if err := checkListen("metrics-addr", c.MetricsAddr); err != nil {
+			return err
+		}
 	}
-	return nil
+	_, err := Outward(c.Proxy, nil)
+	return err
+}
+
+// Outward returns the network by which other machines of the grid are dialed:
+// nw, or the proxy in it if there is one.
+func Outward(proxy string, nw netx.Net) (netx.Net, error) {
+	if proxy == "" {
+		return nw, nil
+	}
+	u, err := netx.ParseProxy(proxy)
+	if err != nil {
+		return nil, invalid("proxy", "%v", err) // without the value, which may hold a password
+	}
+	if nw == nil {
+		nw = netx.Host{}
+	}
+	return netx.Proxied{Net: nw, Proxy: u}, nil
 }
 
 // checkListen checks an address to listen on; port 0 chooses one.

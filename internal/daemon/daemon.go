@@ -127,7 +127,10 @@ func (e Env) registry(c Common, s string) (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &client.Client{Endpoints: []string{endpoint}, Server: id, Key: e.Key, Net: e.Net, Log: e.Log}
+	out := &client.Client{Endpoints: []string{endpoint}, Server: id, Key: e.Key, Log: e.Log}
+	if out.Net, err = Outward(c.Proxy, e.Net); err != nil {
+		return nil, err
+	}
 	if id.IsZero() {
 		known := &registries{path: filepath.Join(c.StateDir, "registries"), log: e.Log}
 		out.TrustServer = known.trust

@@ -37,9 +37,13 @@ func runNode(ctx context.Context, c NodeConfig, env Env) error {
 		return err
 	}
 	defer reg.Close()
+	outward, err := Outward(c.Proxy, env.Net)
+	if err != nil {
+		return err
+	}
 	known := newDeclared()
 	n := &node.Node{
-		Key: env.Key, Policy: node.Policy{Owners: owners, Targets: c.AllowTargets, Unix: c.AllowUnix, Only: c.Only}, Net: env.Net,
+		Key: env.Key, Policy: node.Policy{Owners: owners, Targets: c.AllowTargets, Unix: c.AllowUnix, Only: c.Only}, Net: env.Net, Outward: outward,
 		Feed: env.feed(reg, client.ScopeNode), Report: reg.ReportStatus, Snapshot: filepath.Join(c.StateDir, "node.snapshot"),
 		Release: env.Release, Drain: env.Drain, Metrics: env.Metrics, Log: env.Log, OnAccess: env.OnAccess,
 		Declare: func(ctx context.Context, issued, expires time.Time) error {

@@ -32,7 +32,8 @@ import (
 type Node struct {
 	Key      ident.Key
 	Policy   Policy
-	Net      netx.Net
+	Net      netx.Net                                                   // by which workloads are dialed
+	Outward  netx.Net                                                   // by which gateways are dialed; nil: Net
 	Feed     live.Feed                                                  // scope node
 	Declare  func(ctx context.Context, issued, expires time.Time) error // declares the node's own record; nil: it is not declared
 	Report   func(ctx context.Context, s webgw.Status) error            // nil: nothing is reported
@@ -192,8 +193,12 @@ func (n *Node) sessions(ctx context.Context) error {
 
 // session keeps up the session with one gateway until ctx ends, and drains it.
 func (n *Node) session(ctx context.Context, gateway webgw.ID) {
+	outward := n.Outward
+	if outward == nil {
+		outward = n.Net
+	}
 	c := &tunnel.Client{
-		Key: n.Key, Gateway: gateway, Net: n.Net, Software: n.Release, Log: n.Log, Metrics: n.tunnels,
+		Key: n.Key, Gateway: gateway, Net: outward, Software: n.Release, Log: n.Log, Metrics: n.tunnels,
 		Addresses: func() []string {
 			if r := n.allowed.Load().gateways[gateway]; r != nil {
 				return r.Gateway.Addresses

@@ -1,17 +1,22 @@
 package world
 
 import (
+	"bufio"
 	"context"
+	"encoding/base64"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"webgw.dev/webgw"
 	"webgw.dev/webgw/internal/daemon"
+	"webgw.dev/webgw/internal/netx"
 )
 
 // A gateway without a registry address embeds one, which answers on its TLS
@@ -207,4 +212,85 @@ func TestRegistryIsPinned(t *testing.T) {
 		}
 		w.Get("https://blog.example/").Want(200) // from the snapshots
 	})
+}
+
+// A node that may dial nothing but an HTTP proxy serves all the same.
+func TestANodeBehindAnHTTPProxy(t *testing.T) {
+	Test(t, func(t *testing.T, w *World) {
+		w.Gateway("gent")
+		proxy := w.proxy("proxy", "nobody:secret")
+		home := w.Node("home1", BehindNAT, func(_ *Daemon, c *daemon.NodeConfig) { c.Proxy = "http://nobody:secret@proxy.test:3128" })
+		home.HTTP(8080)
+		home.TLS(8443, "vault.example")
+		w.Cut("home1", "gent")
+		w.Cut("home1", "registry")
+		w.Restart("home1")
+		w.Apply("blog.example -> home1:8080 via gent")
+		w.Apply("tls vault.example -> home1:8443 via gent")
+		w.Get("https://blog.example/").Want(200, "hello from home1")
+		w.Get("https://vault.example/").Want(200)
+		if proxy.Load() == 0 {
+			t.Error("the proxy was not used")
+		}
+	})
+}
+
+// proxy runs an HTTP proxy that wants credentials, on port 3128 of a host of
+// its own, and counts the connections it makes.
+func (w *World) proxy(name, credentials string) *atomic.Int64 {
+	host := w.Net.Host(name)
+	w.Net.Name(name+".test", host.Addrs()...)
+	l, err := host.Listen(w.T.Context(), "tcp", ":3128")
+	if err != nil {
+		w.T.Fatal(err)
+	}
+	made := new(atomic.Int64)
+	var serving sync.WaitGroup
+	w.T.Cleanup(serving.Wait)
+	w.T.Cleanup(func() { l.Close() })
+	want := "Basic " + base64.StdEncoding.EncodeToString([]byte(credentials))
+	serve := func(c net.Conn) error {
+		defer c.Close()
+		defer context.AfterFunc(w.T.Context(), func() { c.Close() })()
+		r := bufio.NewReader(c)
+		req, err := http.ReadRequest(r)
+		if err != nil {
+			return err
+		}
+		if req.Method != http.MethodConnect || req.Header.Get("Proxy-Authorization") != want {
+			_, err := io.WriteString(c, "HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
+			return err
+		}
+		up, err := host.Dial(w.T.Context(), "tcp", req.Host, nil)
+		if err != nil {
+			_, err := io.WriteString(c, "HTTP/1.1 502 Bad Gateway\r\n\r\n")
+			return err
+		}
+		defer up.Close()
+		defer context.AfterFunc(w.T.Context(), func() { up.Close() })()
+		made.Add(1)
+		if _, err := io.WriteString(c, "HTTP/1.1 200 OK\r\nVia: proxy\r\n\r\n"); err != nil {
+			return err
+		}
+		early, err := r.Peek(r.Buffered())
+		if err != nil {
+			return err
+		}
+		_, _, err = netx.Join(c, up, early)
+		return err
+	}
+	serving.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() {
+				if err := serve(c); err != nil {
+					w.T.Logf("proxy: %v", err)
+				}
+			})
+		}
+	})
+	return made
 }
