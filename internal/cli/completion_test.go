@@ -2,7 +2,9 @@ package cli
 
 import (
 	"io"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -45,6 +47,42 @@ func TestBashCompletes(t *testing.T) {
 		}
 		if got := strings.TrimSpace(string(out)); got != want {
 			t.Errorf("%q completes to %q, want %q", line, got, want)
+		}
+	}
+}
+
+func TestFishCompletes(t *testing.T) {
+	fish, err := exec.LookPath("fish")
+	if err != nil {
+		t.Skip("there is no fish here")
+	}
+	file := filepath.Join(t.TempDir(), "webgw.fish")
+	if err := os.WriteFile(file, []byte(script(t, "fish")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for line, want := range map[string]string{
+		"webgw ex":                          "expose",
+		"webgw expose http --dom":           "--domain",
+		"webgw get ex":                      "exposure",
+		"webgw completion f":                "fish",
+		"webgw --js":                        "--json",
+		"webgw gateway --tls":               "--tls-addr",
+		"webgw config ch":                   "check",
+		"webgw --config x.yaml describe fa": "farm",
+	} {
+		cmd := exec.Command(fish, "--no-config", "-c", "source $argv[1]; complete -C $argv[2]", file, line)
+		cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", line, err, out)
+		}
+		var got []string
+		for l := range strings.Lines(string(out)) {
+			word, _, _ := strings.Cut(strings.TrimSpace(l), "\t") // a description follows
+			got = append(got, word)
+		}
+		if g := strings.Join(got, " "); g != want {
+			t.Errorf("%q completes to %q, want %q", line, g, want)
 		}
 	}
 }

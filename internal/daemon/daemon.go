@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"webgw.dev/webgw"
 	"webgw.dev/webgw/client"
@@ -89,7 +90,9 @@ func (e Env) prepare(c Common, role string) (Env, error) {
 		e.Log = slog.New(slog.DiscardHandler)
 	}
 	if e.Metrics == nil {
-		e.Metrics = prometheus.NewRegistry()
+		r := prometheus.NewRegistry()
+		r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+		e.Metrics = r
 	}
 	if e.Drain == 0 {
 		e.Drain = Drain
