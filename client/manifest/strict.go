@@ -252,6 +252,37 @@ func (d *document) value(path string, n ast.Node, v reflect.Value) error {
 			return wrong("a group of fields")
 		}
 		return d.fields(path, values, v)
+	case reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		return d.value(path, n, v.Elem())
+	case reflect.Map: // of text to text
+		var values []*ast.MappingValueNode
+		switch m := n.(type) {
+		case *ast.MappingNode:
+			values = m.Values
+		case *ast.MappingValueNode:
+			values = []*ast.MappingValueNode{m}
+		default:
+			return wrong("a group of fields")
+		}
+		v.Set(reflect.MakeMap(v.Type()))
+		for _, kv := range values {
+			at := placeOf(kv.Key.GetToken())
+			key, ok := kv.Key.(*ast.StringNode)
+			if !ok {
+				return d.errorAt(at, path, "the name of a field must be plain text")
+			}
+			field := path + "." + key.Value
+			if v.MapIndex(reflect.ValueOf(key.Value)).IsValid() {
+				return d.errorAt(at, field, "stands twice")
+			}
+			text := reflect.New(v.Type().Elem()).Elem()
+			if err := d.value(field, kv.Value, text); err != nil {
+				return err
+			}
+			d.places[field] = at
+			v.SetMapIndex(reflect.ValueOf(key.Value), text)
+		}
 	case reflect.Slice:
 		s, ok := n.(*ast.SequenceNode)
 		if !ok {
