@@ -9,6 +9,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -97,6 +98,9 @@ func (w *world) rawHTTP2(fields ...string) string {
 	}
 	for {
 		frame, err := f.ReadFrame()
+		if err == io.EOF || errors.Is(err, syscall.ECONNRESET) {
+			return "reset"
+		}
 		if err != nil {
 			w.t.Fatal(err)
 		}

@@ -44,7 +44,7 @@ func newWeb(s *Server) *web {
 	errorLog := slog.NewLogLogger(s.log.Handler(), slog.LevelDebug) // of visitors' doing
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
-	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(true) // TLS has ended before; see frames
 	w.server = &http.Server{
 		Handler:           w,
 		ReadHeaderTimeout: s.limits.Hello,
@@ -53,6 +53,7 @@ func newWeb(s *Server) *web {
 		Protocols:         &protocols,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: maxStreams,
+			MaxReadFrameSize:     maxFrame,
 			SendPingTimeout:      30 * time.Second,
 			PingTimeout:          15 * time.Second,
 			WriteByteTimeout:     s.limits.Stall,
@@ -230,7 +231,7 @@ func (w *web) terminate(v *visit, r *Route, seen sniffed, deadline time.Time) {
 	}
 	c.proof = proved(asks, t)
 	if t.ConnectionState().NegotiatedProtocol == "h2" {
-		w.hand(t)
+		w.hand(newFrames(t, v))
 		return
 	}
 	w.hand(newFilter(t, v))
@@ -249,6 +250,9 @@ func connOf(c net.Conn) connInfo {
 	var i connInfo
 	if f, ok := c.(*filter); ok {
 		i.filter, c = f, f.Conn
+	}
+	if f, ok := c.(*frames); ok {
+		c = f.Conn
 	}
 	if t, ok := c.(*tls.Conn); ok {
 		i.tls, c = true, t.NetConn()
