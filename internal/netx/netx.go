@@ -13,13 +13,18 @@ import (
 
 // Net is a network as one machine sees it.
 type Net interface {
-	// Dial connects to address on network "tcp", "tcp4", "tcp6" or "unix".
+	// Dial connects to address on network "tcp", "tcp4", "tcp6" or "unix"; on
+	// "udp", "udp4" or "udp6" it returns a connected socket for NewPackets.
 	// control, if not nil, sees each resolved address just before it is
 	// connected to and may refuse it: policies judge the address, not the name.
 	Dial(ctx context.Context, network, address string, control Control) (net.Conn, error)
 
 	// Listen listens on network "tcp", "tcp4", "tcp6" or "unix".
 	Listen(ctx context.Context, network, address string) (net.Listener, error)
+
+	// ListenPacket takes datagrams on network "udp", "udp4" or "udp6". The socket
+	// is for NewPackets; the machine's own is a *net.UDPConn.
+	ListenPacket(ctx context.Context, network, address string) (net.PacketConn, error)
 }
 
 // Control judges a resolved address ("ip:port", or a path) before it is
@@ -51,4 +56,10 @@ func (Host) Dial(ctx context.Context, network, address string, control Control) 
 func (Host) Listen(ctx context.Context, network, address string) (net.Listener, error) {
 	var lc net.ListenConfig
 	return lc.Listen(ctx, network, address)
+}
+
+// ListenPacket implements Net.
+func (Host) ListenPacket(ctx context.Context, network, address string) (net.PacketConn, error) {
+	var lc net.ListenConfig
+	return lc.ListenPacket(ctx, network, address)
 }

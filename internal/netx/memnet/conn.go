@@ -420,23 +420,7 @@ func (c *Conn) setDeadline(t time.Time, ds ...*deadline) error {
 		return c.fail("set", net.ErrClosed)
 	}
 	for _, d := range ds {
-		d.stop()
-		wait := time.Until(t)
-		d.passed = !t.IsZero() && wait <= 0
-		if t.IsZero() || d.passed {
-			continue
-		}
-		var timer *time.Timer
-		timer = time.AfterFunc(wait, func() {
-			c.wire.mu.Lock()
-			defer c.wire.mu.Unlock()
-			if d.timer == timer { // else it was changed meanwhile
-				d.passed = true
-				c.moved.Broadcast()
-			}
-		})
-		d.timer = timer
+		d.set(t, &c.wire.mu, &c.moved)
 	}
-	c.moved.Broadcast()
 	return nil
 }

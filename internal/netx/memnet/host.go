@@ -24,6 +24,7 @@ type Host struct {
 	addrs     []netip.Addr
 	nat       []netip.Addr // public addresses it is seen under; none: not behind NAT
 	listeners map[*listener]struct{}
+	packets   map[*PacketConn]struct{}
 	dead      bool
 }
 
@@ -63,8 +64,11 @@ func (h *Host) BehindNAT(public ...netip.Addr) *Host {
 // address of that family here), ENETDOWN (this host is killed), the error of
 // control or of ctx, or a *net.DNSError.
 func (h *Host) Dial(ctx context.Context, network, address string, control netx.Control) (net.Conn, error) {
-	if network == "unix" {
+	switch network {
+	case "unix":
 		return h.dialUnix(ctx, address, control)
+	case "udp", "udp4", "udp6":
+		return h.dialUDP(network, address, control)
 	}
 	fail := func(addr net.Addr, err error) error {
 		return &net.OpError{Op: "dial", Net: network, Addr: addr, Err: err}

@@ -59,7 +59,7 @@ func (w *World) Host(name string, addrs ...netip.Addr) *Host {
 			netip.AddrFrom16([16]byte{0: 0x20, 1: 0x01, 2: 0x0d, 3: 0xb8, 14: byte(n >> 8), 15: byte(n)}),
 		}
 	}
-	h := &Host{w: w, name: name, addrs: slices.Clone(addrs), listeners: map[*listener]struct{}{}}
+	h := &Host{w: w, name: name, addrs: slices.Clone(addrs), listeners: map[*listener]struct{}{}, packets: map[*PacketConn]struct{}{}}
 	w.hosts = append(w.hosts, h)
 	return h
 }
@@ -76,7 +76,7 @@ func foldName(s string) string { return strings.ToLower(strings.TrimSuffix(s, ".
 // Link is how the link between two hosts behaves. The zero Link is perfect.
 type Link struct {
 	Latency time.Duration // one way; a dial takes two of them
-	Loss    float64       // chance, from 0 to below 1, that a write is held up by a retransmission
+	Loss    float64       // chance, from 0 to below 1, that a write is held up by a retransmission; that a datagram is lost
 }
 
 // rto is the least time that a lost segment costs (Linux's TCP_RTO_MIN).
@@ -185,6 +185,9 @@ func (w *World) Kill(h *Host) {
 	for l := range h.listeners {
 		l.closeLocked()
 	}
+	for c := range h.packets {
+		c.closeLocked()
+	}
 	for key, l := range w.links {
 		if key[0] != h && key[1] != h {
 			continue
@@ -211,6 +214,9 @@ func (w *World) Open() []string {
 	for _, h := range w.hosts {
 		for l := range h.listeners {
 			out = append(out, fmt.Sprintf("%s listens on %s", h.name, l.addr))
+		}
+		for c := range h.packets {
+			out = append(out, fmt.Sprintf("%s has a UDP socket at %s", h.name, c.at))
 		}
 	}
 	for _, l := range w.links {
