@@ -29,7 +29,7 @@ const (
 	settled        = 10 * time.Second // a session that lasted this long starts the backoff anew
 	connectTimeout = 10 * time.Second
 	maxDialing     = 64   // data connections being dialed at once
-	maxConns       = 8192 // data connections of one session
+	maxConns       = 8192 // data connections with one gateway, of all sessions together
 	discardBytes   = 256 << 10
 	discardTime    = 10 * time.Second
 )
@@ -50,7 +50,8 @@ type Client struct {
 	Metrics   *ClientMetrics // shared by a node's clients; nil: not counted
 
 	draining atomic.Bool
-	freed    chan struct{} // capacity 1: a data connection became idle or ended
+	count    atomic.Int64  // data connections that are open or being dialed
+	freed    chan struct{} // capacity 1: count has sunk
 
 	mu      sync.Mutex
 	current *attachment
@@ -115,7 +116,7 @@ type attachment struct {
 	secret  []byte
 	dataTLS *tls.Config
 	dialing chan struct{}
-	count   atomic.Int64
+	run     context.Context // Run's: data connections outlive the session
 
 	wmu sync.Mutex // writes on control
 
@@ -180,7 +181,8 @@ func (c *Client) Run(ctx context.Context) error {
 }
 
 // Drain tells the gateway that no new streams are taken and waits until the
-// open ones have ended or ctx ends.
+// open ones have ended or ctx ends. The gateway lets go of its idle data
+// connections then: as long as one is there a stream may be under way on it.
 func (c *Client) Drain(ctx context.Context) error {
 	c.draining.Store(true)
 	c.mu.Lock()
@@ -189,7 +191,7 @@ func (c *Client) Drain(ctx context.Context) error {
 	if a != nil {
 		a.send(msgDrain, nil) // an error ends the session, which drains as well
 	}
-	for c.busy() > 0 {
+	for c.count.Load() > 0 {
 		select {
 		case <-c.freed:
 		case <-ctx.Done():
@@ -197,18 +199,6 @@ func (c *Client) Drain(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// busy counts the data connections that carry a stream.
-func (c *Client) busy() (n int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, s := range c.conns {
-		if !s.idle {
-			n++
-		}
-	}
-	return n
 }
 
 func (c *Client) changed(s State) {
@@ -278,7 +268,7 @@ func (c *Client) attach(ctx context.Context, controlTLS, dataTLS *tls.Config, lo
 	netx.TuneLong(raw)
 
 	a := &attachment{c: c, addr: addr, control: conn, epoch: w.Epoch, secret: w.Secret, dataTLS: dataTLS,
-		dialing: make(chan struct{}, maxDialing)}
+		dialing: make(chan struct{}, maxDialing), run: ctx}
 	c.mu.Lock()
 	c.current = a
 	c.mu.Unlock()
@@ -357,11 +347,15 @@ func (a *attachment) read(ctx context.Context, wg, serving *sync.WaitGroup, stat
 			if err := json.Unmarshal(body, &d); err != nil {
 				return fmt.Errorf("tunnel: demand: %w", err)
 			}
-			for range max(0, min(d.Sealed, poolMax)) {
+			short := demand{Sealed: a.reserve(&d.Sealed, poolMax), Handoff: a.reserve(&d.Handoff, poolMax)}
+			for range d.Sealed {
 				wg.Go(func() { a.data(ctx, Sealed, serving) })
 			}
-			for range max(0, min(d.Handoff, poolMax)) {
+			for range d.Handoff {
 				wg.Go(func() { a.data(ctx, Handoff, serving) })
+			}
+			if short != (demand{}) {
+				a.send(msgShort, short) // an error has ended the session
 			}
 		case msgDrain:
 			state.Draining = true
@@ -372,6 +366,17 @@ func (a *attachment) read(ctx context.Context, wg, serving *sync.WaitGroup, stat
 			}
 		}
 	}
+}
+
+// reserve lowers n to the connections that may be dialed, counts them, and
+// them, and returns how many it leaves out.
+func (a *attachment) reserve(n *int, most int) (short int) {
+	asked := max(0, min(*n, most))
+	over := a.c.count.Add(int64(asked)) - maxConns
+	short = int(max(0, min(over, int64(asked))))
+	a.c.release(short)
+	*n = asked - short
+	return short
 }
 
 // data dials one data connection and serves streams on it, one after another.
@@ -387,27 +392,18 @@ func (a *attachment) data(ctx context.Context, kind Kind, serving *sync.WaitGrou
 			}
 			a.send(msgShort, short) // an error has ended the session
 		}
+		a.c.release(1)
 		return
 	}
 	a.c.Metrics.dials.WithLabelValues(kind.String(), "ok").Inc()
 	// The rest outlives the session: what is open when it ends carries on.
 	serving.Go(func() {
-		defer a.count.Add(-1)
-		a.serve(context.WithoutCancel(ctx), d)
+		defer a.c.release(1)
+		a.serve(a.run, d)
 	})
 }
 
 func (a *attachment) dialData(ctx context.Context, kind Kind) (*dataConn, error) {
-	if a.count.Add(1) > maxConns {
-		a.count.Add(-1)
-		return nil, errors.New("tunnel: too many data connections")
-	}
-	ok := false
-	defer func() {
-		if !ok {
-			a.count.Add(-1)
-		}
-	}()
 	select {
 	case a.dialing <- struct{}{}:
 		defer func() { <-a.dialing }()
@@ -439,7 +435,6 @@ func (a *attachment) dialData(ctx context.Context, kind Kind) (*dataConn, error)
 	if err != nil {
 		return fail(err)
 	}
-	ok = true
 	return d, nil
 }
 
@@ -449,7 +444,6 @@ func (a *attachment) park(d *dataConn) bool {
 	a.c.conns[d] = &connState{a, true}
 	over := a.over
 	a.c.mu.Unlock()
-	a.c.signal()
 	return !over
 }
 
@@ -463,10 +457,11 @@ func (a *attachment) forget(d *dataConn) {
 	a.c.mu.Lock()
 	delete(a.c.conns, d)
 	a.c.mu.Unlock()
-	a.c.signal()
 }
 
-func (c *Client) signal() {
+// release counts n data connections as gone.
+func (c *Client) release(n int) {
+	c.count.Add(-int64(n))
 	select {
 	case c.freed <- struct{}{}:
 	default:

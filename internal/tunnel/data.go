@@ -15,6 +15,7 @@ import (
 	"net"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"webgw.dev/webgw"
 	"webgw.dev/webgw/internal/netx"
@@ -61,6 +62,7 @@ type dataConn struct {
 	frame int          // bytes left of the data frame being received
 	ended bool         // the peer's direction of the stream has ended
 	sent  bool         // our end has been sent
+	torn  bool         // a write failed: part of a frame may have left, so nothing may follow
 
 	restIn, restOut bool // no frames any more in this direction: it ends with the connection
 
@@ -138,19 +140,24 @@ func (d *dataConn) openFrame(t frameType, direction int, payload []byte, body an
 	return json.Unmarshal(payload, body)
 }
 
+var errTorn = errors.New("tunnel: an earlier write has failed")
+
 // write sends whole frames.
-func (d *dataConn) write(p []byte) error {
-	if d.kind == Handoff {
-		_, err := d.raw.Write(p)
-		return err
+func (d *dataConn) write(p []byte) (err error) {
+	switch {
+	case d.torn:
+		return errTorn
+	case d.kind == Handoff:
+		_, err = d.raw.Write(p)
+	case len(p) <= tlsRecord:
+		_, err = d.tls.Write(p)
+	default:
+		d.wire.hold()
+		_, err = d.tls.Write(p)
+		err = errors.Join(err, d.wire.flush())
 	}
-	if len(p) <= tlsRecord {
-		_, err := d.tls.Write(p)
-		return err
-	}
-	d.wire.hold()
-	_, err := d.tls.Write(p)
-	return errors.Join(err, d.wire.flush())
+	d.torn = err != nil
+	return err
 }
 
 // fill adds received bytes to d.in, waiting for them.
@@ -443,6 +450,7 @@ func (d *dataConn) sendAccepted(src net.Conn, accept []byte) error {
 				h := make([]byte, headerLen)
 				putHeader(h, frameData, p.N)
 				if err := p.Send(direct, append(accept, h...)); err != nil {
+					d.torn = true
 					return err
 				}
 				accept = nil
@@ -479,7 +487,7 @@ func (d *dataConn) sendRest(src net.Conn) error {
 	d.restOut = true
 	var h [headerLen]byte
 	putHeader(h[:], frameRest, 0)
-	if _, err := d.raw.Write(h[:]); err != nil {
+	if err := d.write(h[:]); err != nil {
 		return err
 	}
 	if err := netx.Copy(d.raw, src, nil, &d.bytesOut); err != nil {
@@ -499,7 +507,9 @@ func (d *dataConn) sendBuffer(b *netx.Buffer, before []byte, from *netx.Source) 
 	b.Prepend(before)
 	d.bytesOut.Add(int64(n))
 	if d.kind == Handoff {
-		return netx.WriteFrom(from, d.raw, b.Bytes())
+		err := netx.WriteFrom(from, d.raw, b.Bytes())
+		d.torn = err != nil
+		return err
 	}
 	return d.write(b.Bytes())
 }
@@ -541,12 +551,12 @@ func (d *dataConn) sendEnd(prefix []byte) error {
 func (d *dataConn) reset() { netx.Reset(d.raw) }
 
 // reuse reports whether the connection may be used again, and prepares it for
-// that: both directions of the stream have ended and nothing unexpected is
-// left. Otherwise it closes the connection.
+// that: both directions of the stream have ended in order, and no deadline of
+// the stream's is left. Otherwise it closes the connection.
 func (d *dataConn) reuse() bool {
 	d.giveBack()
 	switch {
-	case !d.ended || !d.sent || d.frame != 0:
+	case !d.ended || !d.sent || d.torn || d.frame != 0:
 		d.reset()
 		return false
 	case d.restIn || d.restOut:
@@ -554,8 +564,16 @@ func (d *dataConn) reuse() bool {
 		d.raw.Close()
 		return false
 	}
+	if d.raw.SetDeadline(time.Time{}) != nil {
+		return false // it was closed meanwhile
+	}
 	d.renew()
 	return true
+}
+
+// unread reports whether bytes have come that nobody asked for yet.
+func (d *dataConn) unread() bool {
+	return d.in != nil && len(d.in.Bytes()) > 0 || d.wire != nil && d.wire.in != nil
 }
 
 func (d *dataConn) renew() {

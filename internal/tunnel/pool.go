@@ -85,7 +85,10 @@ func (p *pool) take(ctx context.Context) (*dataConn, error) {
 			if !ok {
 				return nil, errNoSession
 			}
-			return d, nil
+			if netx.Alive(d.raw) {
+				return d, nil
+			}
+			d.raw.Close()
 		case <-ctx.Done():
 			p.leave(c)
 			return nil, &webgw.Error{Op: "open stream", Kind: webgw.Unavailable, Public: "the node did not open a data connection in time", Err: ctx.Err()}
@@ -121,14 +124,19 @@ func (p *pool) leave(c chan *dataConn) {
 }
 
 // put adds a connection that is ready: fresh from the node, or used and clean.
-func (p *pool) put(d *dataConn, fresh bool) {
+// It reports false, and leaves it alone, if there is no place for a fresh one.
+func (p *pool) put(d *dataConn, fresh bool) bool {
 	p.mu.Lock()
+	defer p.mu.Unlock()
+	late := fresh && p.pending == 0
 	if fresh && p.pending > 0 {
 		p.pending--
 	}
 	switch {
-	case p.closed:
-		defer d.raw.Close()
+	case p.closed && !fresh:
+		d.raw.Close()
+	case p.closed || late && len(p.waiting) == 0 && len(p.idle) >= p.target:
+		return false
 	case len(p.waiting) > 0:
 		c := p.waiting[0]
 		p.waiting = p.waiting[1:]
@@ -136,7 +144,7 @@ func (p *pool) put(d *dataConn, fresh bool) {
 	default:
 		p.idle = append(p.idle, idleConn{d, time.Now()})
 	}
-	p.mu.Unlock()
+	return true
 }
 
 // short tells that n connections asked for will not come.

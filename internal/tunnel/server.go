@@ -336,7 +336,14 @@ func (s *Server) readControl(sess *session, conn *tls.Conn) {
 			sess.pools[Sealed].short(max(0, d.Sealed))
 			sess.pools[Handoff].short(max(0, d.Handoff))
 		case msgDrain:
-			sess.drained.Store(true)
+			if sess.drained.Swap(true) {
+				continue
+			}
+			// What is ready goes back to the node, who knows by that when the last
+			// stream has come.
+			for _, k := range []Kind{Sealed, Handoff} {
+				sess.pools[k].close()
+			}
 			s.changed()
 		}
 	}
@@ -446,7 +453,9 @@ func (s *Server) serveData(ctx context.Context, c net.Conn, head []byte) error {
 	}
 	c.SetDeadline(time.Time{})
 	netx.TuneLong(c)
-	sess.pools[a.kind].put(d, true)
+	if !sess.pools[a.kind].put(d, true) {
+		return fail("surplus", errors.New("no data connection is wanted"))
+	}
 	return nil
 }
 
@@ -501,7 +510,11 @@ func (s *Server) forget(sess *session, d *dataConn) {
 // release takes back a stream's connection: into the pool if it is clean.
 func (s *Server) release(sess *session, d *dataConn) {
 	s.forget(sess, d)
-	if d.reuse() {
+	switch {
+	case !d.reuse():
+	case d.unread():
+		d.reset() // the node has said something between two streams
+	default:
 		sess.pools[d.kind].put(d, false)
 	}
 }

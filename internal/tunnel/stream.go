@@ -91,6 +91,9 @@ func (s *Stream) Accepted() error {
 	}
 	s.rmu.Lock()
 	defer s.rmu.Unlock()
+	if s.isClosed() {
+		return net.ErrClosed
+	}
 	return s.answerLocked()
 }
 
@@ -102,6 +105,9 @@ func (s *Stream) flushRequest() error {
 	}
 	s.wmu.Lock()
 	defer s.wmu.Unlock()
+	if s.isClosed() {
+		return net.ErrClosed // its connection may serve somebody else by now
+	}
 	prefix, err := s.takeRequest()
 	if prefix == nil {
 		return err
@@ -247,7 +253,6 @@ func (s *Stream) linger() {
 		p, err = d.payload(true)
 		n += len(p)
 	}
-	d.raw.SetReadDeadline(time.Time{})
 	s.server.release(s.session, d)
 }
 
@@ -265,8 +270,7 @@ func (s *Stream) Quiet() bool {
 	}
 	defer s.rmu.Unlock()
 	d := s.d
-	nothing := len(s.rest) == 0 && s.readErr == nil && !d.ended && (d.in == nil || len(d.in.Bytes()) == 0) && (d.wire == nil || d.wire.in == nil)
-	return nothing && netx.Alive(d.raw)
+	return len(s.rest) == 0 && s.readErr == nil && !d.ended && !d.unread() && netx.Alive(d.raw)
 }
 
 // LocalAddr is the gateway's end of the data connection.
@@ -276,14 +280,25 @@ func (s *Stream) LocalAddr() net.Addr { return s.d.raw.LocalAddr() }
 func (s *Stream) RemoteAddr() net.Addr { return s.d.raw.RemoteAddr() }
 
 // SetDeadline implements net.Conn.
-func (s *Stream) SetDeadline(t time.Time) error { return s.d.raw.SetDeadline(t) }
+func (s *Stream) SetDeadline(t time.Time) error { return s.limit(s.d.raw.SetDeadline, t) }
 
 // SetReadDeadline implements net.Conn.
-func (s *Stream) SetReadDeadline(t time.Time) error { return s.d.raw.SetReadDeadline(t) }
+func (s *Stream) SetReadDeadline(t time.Time) error { return s.limit(s.d.raw.SetReadDeadline, t) }
 
-// SetWriteDeadline implements net.Conn. A sealed stream whose write timed out
-// is broken: part of a TLS record may have left.
-func (s *Stream) SetWriteDeadline(t time.Time) error { return s.d.raw.SetWriteDeadline(t) }
+// SetWriteDeadline implements net.Conn. A stream whose write timed out can't be
+// written to again: part of a frame may have left.
+func (s *Stream) SetWriteDeadline(t time.Time) error { return s.limit(s.d.raw.SetWriteDeadline, t) }
+
+// limit sets a deadline, but not on a connection that may be somebody else's by
+// now.
+func (s *Stream) limit(set func(time.Time) error, t time.Time) error {
+	s.cmu.Lock()
+	defer s.cmu.Unlock()
+	if s.closed {
+		return net.ErrClosed
+	}
+	return set(t)
+}
 
 // Join relays visitor and stream until both directions have ended, passing on
 // half-closes, and closes the stream. head was read from the visitor already
@@ -292,8 +307,13 @@ func (s *Stream) SetWriteDeadline(t time.Time) error { return s.d.raw.SetWriteDe
 // after any other error the visitor has been reset.
 func (s *Stream) Join(visitor net.Conn, head []byte) (in, out int64, err error) {
 	s.cmu.Lock()
+	closed := s.closed
 	s.closed = true // Join owns the stream from here on
 	s.cmu.Unlock()
+	if closed {
+		netx.Reset(visitor)
+		return 0, 0, net.ErrClosed
+	}
 	s.head = head
 
 	d := s.d
