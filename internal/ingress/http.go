@@ -327,14 +327,11 @@ func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	x.host = hostOf(r.Host)
 	path := r.URL.Path
-	version := "http/1"
-	if r.ProtoMajor == 2 {
-		version = "http/2"
-	}
-	gauge := w.s.metrics.streams.WithLabelValues(string(webgw.HTTP))
-	gauge.Inc()
+	major := min(max(r.ProtoMajor, 1), 3)
+	count := &w.s.metrics.http
+	count.active.Inc()
 	defer func() {
-		gauge.Dec()
+		count.active.Dec()
 		p := recover()
 		if p != nil && p != http.ErrAbortHandler {
 			w.s.metrics.panics.Inc()
@@ -345,9 +342,10 @@ func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			in, out = in+c.in.Load(), out+c.out.Load()
 		}
 		took := time.Since(start)
-		w.s.metrics.requests.WithLabelValues(version, statusClass(x.status)).Inc()
-		w.s.metrics.took.WithLabelValues(version).Observe(took.Seconds())
-		w.s.metrics.carried(string(webgw.HTTP), in, out)
+		count.answered[major][statusClass(x.status)].Inc()
+		count.took[major].Observe(took.Seconds())
+		count.in.Add(float64(in))
+		count.out.Add(float64(out))
 		a := Access{Err: x.err, Access: webgw.Access{Time: start, Visitor: x.conn.c.v.visitor.Addr(), Method: r.Method, Host: x.host,
 			Path: path, Proto: r.Proto, Status: x.status, BytesIn: in, BytesOut: out, Took: took, ID: x.id}}
 		if x.route != nil {
@@ -361,7 +359,8 @@ func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			panic(p) // net/http closes the connection, and logs if it is a bug
 		}
 	}()
-	if r.ProtoMajor == 1 {
+	x.body = r.Body != nil && r.Body != http.NoBody
+	if r.ProtoMajor == 1 && x.body {
 		// Else an answer that comes before the end of the request's body would
 		// make the server swallow the rest of it.
 		if err := http.NewResponseController(rw).EnableFullDuplex(); err != nil {
@@ -373,20 +372,12 @@ func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer x.route.release()
-	x.body = r.Body != nil && r.Body != http.NoBody
 	if !overH2C(x.route.Exposure.Upstream, r) {
 		x.pass()
 		return
 	}
 	ctx := context.WithValue(r.Context(), exchangeKey{}, x)
 	w.proxy.ServeHTTP(x, r.WithContext(ctx))
-}
-
-func statusClass(status int) string {
-	if status < 100 || status > 599 {
-		return "none" // given up, mostly by the visitor
-	}
-	return string('0'+byte(status/100)) + "xx"
 }
 
 // answer sends one of the gateway's own pages.

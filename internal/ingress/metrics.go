@@ -1,7 +1,11 @@
 package ingress
 
 import (
+	"strconv"
+
 	"github.com/prometheus/client_golang/prometheus"
+
+	"webgw.dev/webgw"
 )
 
 // How a stream ended: values of a label.
@@ -24,6 +28,39 @@ type metrics struct {
 	join         *prometheus.HistogramVec
 	requests     *prometheus.CounterVec
 	took         *prometheus.HistogramVec
+
+	http httpMetrics
+}
+
+// httpMetrics are the children that every request needs, looked up once.
+type httpMetrics struct {
+	active   prometheus.Gauge
+	in, out  prometheus.Counter
+	answered [4][len(statusClasses)]prometheus.Counter // by major version
+	took     [4]prometheus.Observer
+}
+
+var statusClasses = [...]string{"none", "1xx", "2xx", "3xx", "4xx", "5xx"} // none: given up, mostly by the visitor
+
+// statusClass is an index of statusClasses.
+func statusClass(status int) int {
+	if status < 100 || status > 599 {
+		return 0
+	}
+	return status / 100
+}
+
+func (m *metrics) childrenOfHTTP() (h httpMetrics) {
+	h.active = m.streams.WithLabelValues(string(webgw.HTTP))
+	h.in, h.out = m.bytes.WithLabelValues(string(webgw.HTTP), "in"), m.bytes.WithLabelValues(string(webgw.HTTP), "out")
+	for major := 1; major < len(h.took); major++ {
+		version := "http/" + strconv.Itoa(major)
+		h.took[major] = m.took.WithLabelValues(version)
+		for i, class := range statusClasses {
+			h.answered[major][i] = m.requests.WithLabelValues(version, class)
+		}
+	}
+	return h
 }
 
 func newMetrics(r prometheus.Registerer, s *Server) *metrics {
@@ -48,6 +85,7 @@ func newMetrics(r prometheus.Registerer, s *Server) *metrics {
 		requests:     counter("requests_total", "HTTP requests answered, by version and class of status.", "version", "status"),
 		took:         histogram("request_seconds", "How long HTTP requests took.", 1e-4, "version"),
 	}
+	m.http = m.childrenOfHTTP()
 	if r != nil {
 		r.MustRegister(m.accepted, m.acceptErrors, m.refusals, m.panics, m.streams, m.results, m.bytes, m.open, m.openErrors, m.join, m.requests, m.took,
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "webgw_ingress_connections", Help: "Open connections of visitors."},

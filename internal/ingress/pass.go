@@ -81,7 +81,7 @@ func (x *exchange) ask() (*workloadConn, *http.Response, error) {
 // kept may have ended just now: then a request that may be repeated is.
 func (x *exchange) askTarget(t *target) (*workloadConn, *http.Response, error) {
 	for {
-		c := t.take()
+		c := t.take(x.body || !isSafe(x.in.Method))
 		if c == nil {
 			stream, err := x.web.openHTTP(x, t, x.body)
 			if err != nil {
@@ -615,8 +615,12 @@ func (t *target) connection(s Stream) *workloadConn {
 	return &workloadConn{Stream: s, epoch: t.epoch, left: -1}
 }
 
-// take returns a kept connection, the latest first, or nil.
-func (t *target) take() *workloadConn {
+// freshness is how long a kept connection may be taken for alive without a look.
+const freshness = time.Second
+
+// take returns a kept connection, the latest first, or nil. If sure, it has not
+// ended as far as this machine knows.
+func (t *target) take(sure bool) *workloadConn {
 	for {
 		t.mu.Lock()
 		n := len(t.kept)
@@ -628,7 +632,7 @@ func (t *target) take() *workloadConn {
 		t.kept[n-1] = nil
 		t.kept = t.kept[:n-1]
 		t.mu.Unlock()
-		if c.alive() {
+		if !sure && time.Since(c.since) < freshness || c.alive() {
 			c.used = true
 			return c
 		}
