@@ -54,3 +54,30 @@ func TuneLong(c net.Conn) {
 		}
 	})
 }
+
+// What the kernel holds of a connection for datagrams that it has not sent yet,
+// bytes, and how long what was sent may stay unacknowledged.
+const (
+	unsentFlows = 128 << 10
+	flowsLost   = 10 * time.Second
+)
+
+// TuneFlows prepares a connection that carries datagrams: they are late rather
+// than lost if they queue, so that the kernel should take no more than keeps
+// the path busy. Its reader always reads, so that the time-out, which also ends
+// connections whose receiver is slow, ends only what is lost. What the kernel
+// refuses stays at its default.
+func TuneFlows(c net.Conn) {
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return
+	}
+	raw.Control(func(fd uintptr) {
+		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentFlows)
+		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(flowsLost.Milliseconds()))
+	})
+}

@@ -10,3 +10,6 @@ func Alive(net.Conn) bool { return true }
 
 // TuneLong prepares a connection that lives long and crosses the internet.
 func TuneLong(net.Conn) {}
+
+// TuneFlows prepares a connection that carries datagrams; here it can't.
+func TuneFlows(net.Conn) {}

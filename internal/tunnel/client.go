@@ -37,20 +37,24 @@ const (
 // Client is the node's end of its session with one gateway: it keeps it up
 // until its context ends.
 type Client struct {
-	Key       ident.Key
-	Gateway   webgw.ID        // the only identity it will talk to
-	Addresses func() []string // host:port, best first; asked before each attempt
-	Net       netx.Net
-	Connect   Connect
-	Event     func(json.RawMessage) // what the gateway tells the node's owner; nil: not asked for
-	Changed   func(State)           // told of each change, in order; may be nil
-	Ended     func(Ended)           // told of each stream that was connected, at its end; may be nil
-	Software  string                // shown to the gateway's farmer
-	Log       *slog.Logger
-	Metrics   *ClientMetrics // shared by a node's clients; nil: not counted
+	Key         ident.Key
+	Gateway     webgw.ID        // the only identity it will talk to
+	Addresses   func() []string // host:port, best first; asked before each attempt
+	Net         netx.Net
+	Connect     Connect
+	ConnectFlow Connect               // judges a request for a flow and returns a connected UDP socket; nil: no flows
+	FlowIdle    time.Duration         // how long a flow lasts without a datagram; 0: FlowIdle
+	Event       func(json.RawMessage) // what the gateway tells the node's owner; nil: not asked for
+	Changed     func(State)           // told of each change, in order; may be nil
+	Ended       func(Ended)           // told of each stream that was connected, at its end; may be nil
+	Software    string                // shown to the gateway's farmer
+	Log         *slog.Logger
+	Metrics     *ClientMetrics // shared by a node's clients; nil: not counted
 
 	draining atomic.Bool
-	count    atomic.Int64  // data connections that are open or being dialed
+	links    atomic.Int64 // data connections for flows, open or being dialed
+	flows    atomic.Int64
+	count    atomic.Int64  // other data connections that are open or being dialed
 	freed    chan struct{} // capacity 1: count has sunk
 
 	mu      sync.Mutex
@@ -90,6 +94,7 @@ type State struct {
 type ClientMetrics struct {
 	m       *metrics
 	streams prometheus.Gauge
+	flows   prometheus.Gauge
 	dials   *prometheus.CounterVec
 }
 
@@ -99,10 +104,11 @@ func NewClientMetrics(r prometheus.Registerer) *ClientMetrics {
 	c := &ClientMetrics{
 		m:       newMetrics(r, "node", func() []gauge { return nil }),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{Name: "webgw_tunnel_node_streams", Help: "Open streams."}),
+		flows:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "webgw_tunnel_node_flows", Help: "Open flows."}),
 		dials:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "webgw_tunnel_dials_total", Help: "Data connections dialed, by kind and result."}, []string{"kind", "result"}),
 	}
 	if r != nil {
-		r.MustRegister(c.streams, c.dials)
+		r.MustRegister(c.streams, c.flows, c.dials)
 	}
 	return c
 }
@@ -243,7 +249,7 @@ func (c *Client) attach(ctx context.Context, controlTLS, dataTLS *tls.Config, lo
 	if p := conn.ConnectionState().NegotiatedProtocol; p != webgw.ALPNTunnel {
 		return fmt.Errorf("tunnel: %s is no gateway (ALPN %q)", addr, p)
 	}
-	if err := writeMessage(conn, msgHello, hello{webgw.MinProtocol, webgw.Protocol, c.Software, c.Event != nil}); err != nil {
+	if err := writeMessage(conn, msgHello, hello{webgw.MinProtocol, webgw.Protocol, c.Software, c.Event != nil, c.ConnectFlow != nil}); err != nil {
 		return err
 	}
 	t, body, err := readMessage(conn, maxControl)
@@ -347,12 +353,15 @@ func (a *attachment) read(ctx context.Context, wg, serving *sync.WaitGroup, stat
 			if err := json.Unmarshal(body, &d); err != nil {
 				return fmt.Errorf("tunnel: demand: %w", err)
 			}
-			short := demand{Sealed: a.reserve(&d.Sealed, poolMax), Handoff: a.reserve(&d.Handoff, poolMax)}
+			short := demand{Sealed: a.reserve(&d.Sealed, poolMax), Handoff: a.reserve(&d.Handoff, poolMax), Flows: a.reserve(&d.Flows, maxLinks)}
 			for range d.Sealed {
 				wg.Go(func() { a.data(ctx, Sealed, serving) })
 			}
 			for range d.Handoff {
 				wg.Go(func() { a.data(ctx, Handoff, serving) })
+			}
+			for range d.Flows {
+				wg.Go(func() { a.dialLink(ctx, serving) })
 			}
 			if short != (demand{}) {
 				a.send(msgShort, short) // an error has ended the session
@@ -368,7 +377,7 @@ func (a *attachment) read(ctx context.Context, wg, serving *sync.WaitGroup, stat
 	}
 }
 
-// reserve lowers n to the connections that may be dialed, counts them, and
+// reserve lowers n to the connections that may be dialed (most at once), counts
 // them, and returns how many it leaves out.
 func (a *attachment) reserve(n *int, most int) (short int) {
 	asked := max(0, min(*n, most))
@@ -431,6 +440,9 @@ func (a *attachment) dialData(ctx context.Context, kind Kind) (*dataConn, error)
 	}
 	raw.SetDeadline(time.Time{})
 	netx.TuneLong(raw)
+	if kind == Flows {
+		netx.TuneFlows(raw)
+	}
 	d, err := newDataConn(kind, conn, w)
 	if err != nil {
 		return fail(err)

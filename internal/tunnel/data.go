@@ -48,7 +48,7 @@ type dataConn struct {
 	kind Kind
 	raw  net.Conn
 
-	// Sealed: all frames go through TLS.
+	// Sealed and flows: all frames go through TLS.
 	tls  *tls.Conn
 	wire *wire
 
@@ -72,7 +72,7 @@ type dataConn struct {
 // newDataConn takes over a connection after its handshake and attach message.
 func newDataConn(kind Kind, t *tls.Conn, w *wire) (*dataConn, error) {
 	d := &dataConn{kind: kind, raw: w.Conn}
-	if kind == Sealed {
+	if kind != Handoff {
 		w.batch()
 		d.tls, d.wire = t, w
 		return d, nil

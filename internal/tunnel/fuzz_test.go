@@ -67,7 +67,7 @@ func FuzzFrames(f *testing.F) {
 
 func FuzzControl(f *testing.F) {
 	var b bytes.Buffer
-	writeMessage(&b, msgHello, hello{1, 1, "webgw", true})
+	writeMessage(&b, msgHello, hello{1, 1, "webgw", true, true})
 	f.Add(b.Bytes())
 	f.Add([]byte{0, 0, 0, 0, 1})
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 1})

@@ -7,11 +7,12 @@ import (
 )
 
 type metrics struct {
-	opens         *prometheus.CounterVec
-	wait          prometheus.Histogram
-	refusals      *prometheus.CounterVec
-	reconnects    prometheus.Counter
-	eventsDropped prometheus.Counter
+	opens                   *prometheus.CounterVec
+	wait                    prometheus.Histogram
+	refusals                *prometheus.CounterVec
+	reconnects              prometheus.Counter
+	eventsDropped           prometheus.Counter
+	sent, received, dropped prometheus.Counter // datagrams
 }
 
 // gauge is one value read when metrics are collected.
@@ -35,8 +36,14 @@ func newMetrics(r prometheus.Registerer, role string, gauges func() []gauge) *me
 		eventsDropped: prometheus.NewCounter(prometheus.CounterOpts{Name: "webgw_tunnel_events_dropped_total", ConstLabels: labels,
 			Help: "Events dropped because the receiver was slow."}),
 	}
+	datagrams := func(what, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "webgw_tunnel_datagrams_" + what + "_total", ConstLabels: labels, Help: help})
+	}
+	m.sent = datagrams("sent", "Datagrams of flows passed to the other end of the tunnel.")
+	m.received = datagrams("received", "Datagrams of flows that came from the other end of the tunnel.")
+	m.dropped = datagrams("dropped", "Datagrams of flows dropped for lack of room, or because they are too large.")
 	if r != nil {
-		r.MustRegister(m.opens, m.wait, m.refusals, m.reconnects, m.eventsDropped)
+		r.MustRegister(m.opens, m.wait, m.refusals, m.reconnects, m.eventsDropped, m.sent, m.received, m.dropped)
 		for _, g := range gauges() {
 			r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: g.name, Help: g.help, ConstLabels: labels}, g.read))
 		}
@@ -65,6 +72,7 @@ func (s *Server) gauges() []gauge {
 	return []gauge{
 		{"webgw_tunnel_sessions", "Live sessions.", count(func(Session) int { return 1 })},
 		{"webgw_tunnel_streams", "Open streams.", count(func(x Session) int { return x.Streams })},
+		{"webgw_tunnel_flows", "Open flows of datagrams.", count(func(x Session) int { return x.Flows })},
 		{"webgw_tunnel_idle_connections", "Ready data connections.", count(func(x Session) int { return x.Idle })},
 	}
 }

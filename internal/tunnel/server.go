@@ -70,6 +70,7 @@ type Session struct {
 	Draining bool
 	Streams  int // open now
 	Idle     int // ready data connections
+	Flows    int // open now
 }
 
 type session struct {
@@ -80,6 +81,7 @@ type session struct {
 	conn    net.Conn
 	hello   hello
 	pools   [3]*pool // by Kind; 0 is unused
+	flows   *flows
 	wake    chan struct{}
 	events  chan json.RawMessage
 	streams atomic.Int64
@@ -250,6 +252,7 @@ func (s *Server) greet(ctx context.Context, c net.Conn, head []byte) (*session, 
 		wake: make(chan struct{}, 1), events: make(chan json.RawMessage, 256), done: make(chan struct{}),
 	}
 	rand.Read(sess.secret)
+	sess.flows = &flows{m: s.metrics, poke: sess.poke}
 	for _, k := range []Kind{Sealed, Handoff} {
 		sess.pools[k] = &pool{target: poolMin, demand: sess.poke}
 	}
@@ -288,6 +291,7 @@ func (sess *session) end(why error) {
 				p.close()
 			}
 		}
+		sess.flows.close()
 	})
 }
 
@@ -335,6 +339,7 @@ func (s *Server) readControl(sess *session, conn *tls.Conn) {
 			}
 			sess.pools[Sealed].short(max(0, d.Sealed))
 			sess.pools[Handoff].short(max(0, d.Handoff))
+			sess.flows.short(max(0, d.Flows))
 		case msgDrain:
 			if sess.drained.Swap(true) {
 				continue
@@ -371,7 +376,7 @@ func (s *Server) writeControl(sess *session, conn *tls.Conn) {
 			}
 			return
 		case <-sess.wake:
-			d := demand{Sealed: sess.pools[Sealed].ask(), Handoff: sess.pools[Handoff].ask()}
+			d := demand{Sealed: sess.pools[Sealed].ask(), Handoff: sess.pools[Handoff].ask(), Flows: sess.flows.ask()}
 			if d != (demand{}) && !send(msgDemand, d) {
 				return
 			}
@@ -388,6 +393,7 @@ func (s *Server) writeControl(sess *session, conn *tls.Conn) {
 		case now := <-tick.C:
 			sess.pools[Sealed].tick(now)
 			sess.pools[Handoff].tick(now)
+			sess.flows.tick(now)
 			sess.poke()
 			if !send(msgPing, nil) {
 				return
@@ -453,6 +459,9 @@ func (s *Server) serveData(ctx context.Context, c net.Conn, head []byte) error {
 	}
 	c.SetDeadline(time.Time{})
 	netx.TuneLong(c)
+	if a.kind == Flows {
+		return s.serveLink(sess, d)
+	}
 	if !sess.pools[a.kind].put(d, true) {
 		return fail("surplus", errors.New("no data connection is wanted"))
 	}
@@ -541,8 +550,8 @@ func (s *Server) Close() {
 	s.lingers.Wait()
 }
 
-// later runs f, which waits for the end of a closed stream, unless the server
-// is closed.
+// later runs f, which waits for the end of a closed stream or of a link, unless
+// the server is closed.
 func (s *Server) later(f func()) bool {
 	s.smu.Lock()
 	defer s.smu.Unlock()
@@ -586,7 +595,7 @@ func (s *Server) Sessions() []Session {
 		idle1, _ := sess.pools[Sealed].counts()
 		idle2, _ := sess.pools[Handoff].counts()
 		out = append(out, Session{Node: sess.node, Epoch: sess.epoch, Since: sess.since, Remote: sess.conn.RemoteAddr(),
-			Software: sess.hello.Software, Draining: sess.drained.Load(), Streams: int(sess.streams.Load()), Idle: idle1 + idle2})
+			Software: sess.hello.Software, Draining: sess.drained.Load(), Streams: int(sess.streams.Load()), Idle: idle1 + idle2, Flows: sess.flows.len()})
 	}
 	return out
 }

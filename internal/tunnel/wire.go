@@ -28,6 +28,8 @@ const (
 	// Handoff streams travel as they are, because the visitor and the workload
 	// encrypt end to end already: only the request is sealed.
 	Handoff Kind = 2
+	// Flows of datagrams share a few connections, inside TLS 1.3.
+	Flows Kind = 3
 )
 
 // String gives the kind's name, a metric label.
@@ -37,6 +39,8 @@ func (k Kind) String() string {
 		return "sealed"
 	case Handoff:
 		return "handoff"
+	case Flows:
+		return "flows"
 	}
 	return "unknown"
 }
@@ -132,7 +136,7 @@ func decodeAttach(b []byte) (attach, error) {
 	if a.version != webgw.Protocol {
 		return a, fmt.Errorf("tunnel: attach of version %d", a.version)
 	}
-	if a.kind != Sealed && a.kind != Handoff {
+	if a.kind < Sealed || a.kind > Flows {
 		return a, fmt.Errorf("tunnel: attach of unknown kind %d", a.kind)
 	}
 	return a, nil
@@ -179,6 +183,7 @@ type hello struct {
 	Max      int    `json:"max"`
 	Software string `json:"software"`
 	Events   bool   `json:"events,omitempty"`
+	Flows    bool   `json:"flows,omitempty"` // the node carries datagrams
 }
 
 type welcome struct {
@@ -191,6 +196,7 @@ type welcome struct {
 type demand struct {
 	Sealed  int `json:"sealed,omitempty"`
 	Handoff int `json:"handoff,omitempty"`
+	Flows   int `json:"flows,omitempty"`
 }
 
 // writeMessage sends one control message: four bytes of length (type and body),
