@@ -122,22 +122,56 @@ func attach(ctx context.Context, s *tunnel.Server, c net.Conn) {
 	}
 }
 
-// BenchmarkRoute looks a name up among 100,000 exposures.
+// BenchmarkRoute looks a name up among a million exposures, one that is there
+// and one that only a wildcard covers.
 func BenchmarkRoute(b *testing.B) {
-	var all []ingress.Declared
-	for i := range 100_000 {
+	const n = 1_000_000
+	all := make([]ingress.Declared, 0, n)
+	for i := range n {
 		name := fmt.Sprintf("s%d", i)
+		host := name + ".bench.example"
+		if i == 7 {
+			host = "*.wild.example"
+		}
 		all = append(all, ingress.Declared{Key: webgw.Key{Kind: webgw.KindExposure, Owner: key(1).ID(), Name: name},
-			Exposure: &webgw.Exposure{Protocol: webgw.TLS, Hosts: []string{name + ".bench.example"}, Targets: []webgw.Target{{Direct: "192.0.2.1:443"}}}})
+			Exposure: &webgw.Exposure{Protocol: webgw.TLS, Hosts: []string{host}, Targets: []webgw.Target{{Direct: "192.0.2.1:443"}}}})
 	}
 	t, problems := ingress.Build(all)
 	if len(problems) > 0 {
 		b.Fatal(problems[0])
 	}
-	for b.Loop() {
-		if t.TLS("s77777.bench.example") == nil {
-			b.Fatal("not found")
+	names := make([]string, 4096) // more than the processor's cache keeps at hand
+	for i := range names {
+		names[i] = fmt.Sprintf("s%d.bench.example", 10+i*(n/len(names)-1))
+	}
+	b.Run("exact", func(b *testing.B) {
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			if t.TLS(names[i%len(names)]) == nil {
+				b.Fatal("not found")
+			}
 		}
+	})
+	b.Run("wildcard", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if t.TLS("any.wild.example") == nil {
+				b.Fatal("not found")
+			}
+		}
+	})
+}
+
+// BenchmarkTable makes the table anew with one exposure more than 100,000.
+func BenchmarkTable(b *testing.B) {
+	var all []ingress.Declared
+	for i := range 100_001 {
+		name := fmt.Sprintf("s%d", i)
+		all = append(all, ingress.Declared{Key: webgw.Key{Kind: webgw.KindExposure, Owner: key(1).ID(), Name: name},
+			Exposure: &webgw.Exposure{Protocol: webgw.TLS, Hosts: []string{name + ".bench.example"}, Targets: []webgw.Target{{Direct: "192.0.2.1:443"}}}})
+	}
+	for b.Loop() {
+		ingress.Build(all)
 	}
 }
 
