@@ -181,11 +181,12 @@ type Exposure struct {
 	Hosts    []string         `json:"hosts,omitempty"`    // http, tls: host names; "*.example.org" covers one label
 	Port     uint16           `json:"port,omitempty"`     // tcp, udp: the public port, the same on every gateway
 	Gateways []ID             `json:"gateways"`           // placement: which gateways carry it
-	Targets  []Target         `json:"targets"`            // where it leads; any of them serves
+	Targets  []Target         `json:"targets,omitempty"`  // where it leads, any of them serves; may be missing if there are rules
 	Upstream Upstream         `json:"upstream,omitempty"` // http: how the workload is spoken to; "" is auto
 
 	ProxyProtocol ProxyProtocol `json:"proxyProtocol,omitempty"` // tcp, tls: the workload is told the visitor's address so; "": not
 	Policy        *Policy       `json:"policy,omitempty"`        // who may use it, and how much; nil: no limits of its own
+	Rules         []Rule        `json:"rules,omitempty"`         // http: requests that are handled in another way
 }
 
 // Target is the address of a workload: on a node through its session, or
@@ -260,7 +261,7 @@ func (e *Exposure) validate() error {
 	if err := checkIDs("gateways", e.Gateways, MaxGateways); err != nil {
 		return err
 	}
-	if len(e.Targets) == 0 || len(e.Targets) > MaxTargets {
+	if len(e.Targets) == 0 && len(e.Rules) == 0 || len(e.Targets) > MaxTargets {
 		return invalid("targets", "must hold 1 to %d targets", MaxTargets)
 	}
 	for i, t := range e.Targets {

@@ -129,9 +129,11 @@ func (e *Exposure) validateHandling() error {
 		return invalid("proxyProtocol", "%q is not known; v1 and v2 are", clip(string(e.ProxyProtocol), 20))
 	}
 	if e.Policy != nil {
-		return in("policy", e.Policy.validate(e.Protocol))
+		if err := in("policy", e.Policy.validate(e.Protocol)); err != nil {
+			return err
+		}
 	}
-	return nil
+	return e.validateRules()
 }
 
 func (p *Policy) validate(protocol ExposureProtocol) error {

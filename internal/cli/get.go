@@ -136,7 +136,7 @@ func summary(ctx context.Context, d *directory, r *webgw.Record) (string, error)
 			what = fmt.Sprintf("%s port %d", e.Protocol, e.Port)
 		}
 		var targets, gateways []string
-		for _, t := range e.Targets {
+		for _, t := range e.AllTargets() {
 			s, err := d.target(ctx, t)
 			if err != nil {
 				return "", err

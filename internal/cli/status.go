@@ -148,7 +148,7 @@ func (v *describeVerb) Run(ctx context.Context, a *app) error {
 	}
 	if e := r.Exposure; e != nil {
 		line("protocol", "%s", e.Protocol)
-		for _, t := range e.Targets {
+		for _, t := range e.AllTargets() {
 			name, err := d.target(ctx, t)
 			if err != nil {
 				return err

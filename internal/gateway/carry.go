@@ -77,7 +77,7 @@ each:
 			}
 		}
 		c.exposures[r.Key()] = r
-		for _, t := range r.Exposure.Targets {
+		for _, t := range r.Exposure.AllTargets() {
 			if !t.Node.IsZero() {
 				c.nodes[t.Node] = true
 			}

@@ -28,7 +28,7 @@ import (
 // Gateway is the role. Set the fields, then Run.
 type Gateway struct {
 	Key         ident.Key
-	Ports       webgw.PortSet              // public TCP ports on offer
+	Ports       webgw.PortSet              // public ports on offer, each for TCP and for UDP
 	Addresses   []string                   // where nodes reach it, for its status
 	AllowDirect []netip.Prefix             // what direct targets may lead to besides public addresses
 	Ingress     *ingress.Server            // its addresses, names, limits and certificates; the rest is set by Run
@@ -52,6 +52,7 @@ type Gateway struct {
 	direct   *direct
 	carried  atomic.Pointer[carried]
 	handlers sync.WaitGroup // sessions; added to by visits that the ingress counts
+	flows    sync.WaitGroup // to direct targets; added to while the ingress runs
 	news     chan struct{}  // capacity 1: the status has changed
 
 	mu       sync.Mutex
@@ -113,6 +114,7 @@ func (g *Gateway) setup() {
 	g.tunnel = &tunnel.Server{Key: g.Key, Admit: g.admit, Changed: g.sessionsChanged, Log: g.Log, Metrics: g.Metrics}
 	g.direct = &direct{net: g.Net, allow: g.AllowDirect, bound: g.Ingress.Addrs, owns: g.owns}
 	in := g.Ingress
+	in.Flows = upstream{g}
 	in.Net, in.Upstream, in.Log, in.Metrics, in.AccessLog = g.Net, upstream{g}, g.Log, g.Metrics, g.access
 	in.Limits.Drain = g.Drain
 	in.Handlers = map[string]ingress.Handler{webgw.ALPNTunnel: g.apart(g.tunnel.ServeControl), webgw.ALPNData: g.apart(g.tunnel.ServeData)}
@@ -202,7 +204,7 @@ func (u upstream) Open(ctx context.Context, r *ingress.Route, t webgw.Target, fr
 		}
 		return s, nil
 	}
-	c, err := g.direct.dial(ctx, t.Direct)
+	c, err := g.direct.dial(ctx, "tcp", t.Direct)
 	g.troubled(r.Key, err)
 	if err != nil {
 		return nil, err
@@ -242,7 +244,7 @@ func (g *Gateway) access(a ingress.Access) {
 	e := a.Access
 	e.Gateway = g.Key.ID()
 	told := map[webgw.ID]bool{}
-	for _, t := range r.Exposure.Targets {
+	for _, t := range r.Exposure.AllTargets() {
 		if !t.Node.IsZero() && !told[t.Node] {
 			told[t.Node] = true
 			g.tunnel.Notify(t.Node, e)
@@ -293,6 +295,7 @@ func (g *Gateway) serve(ctx context.Context) error {
 	err := g.Ingress.Run(ctx)
 	g.tunnel.Close()
 	g.handlers.Wait()
+	g.flows.Wait()
 	return err
 }
 

@@ -193,6 +193,13 @@ func (t *Table) adopt(old *Table) (retired []*target) {
 		r.next.Store(was.next.Load())
 		r.guard = r.guard.adopt(was.guard)
 	}
+	if t != nil {
+		for _, r := range t.routes {
+			if r.rules != nil {
+				r.link()
+			}
+		}
+	}
 	return retired
 }
 
@@ -213,8 +220,11 @@ func newRoute(t *Table, d Declared) *Route {
 		r.owner = &owner{}
 		t.owners[d.Key.Owner] = r.owner
 	}
-	for _, to := range d.Exposure.Targets {
+	for _, to := range d.Exposure.AllTargets() {
 		r.targets = append(r.targets, &target{Target: to})
+	}
+	if r.rules = newRuleset(r); r.rules != nil {
+		r.link()
 	}
 	return r
 }

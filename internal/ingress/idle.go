@@ -11,8 +11,8 @@ func (s *Server) DropIdle(node webgw.ID) {
 		return
 	}
 	for _, r := range t.routes {
-		for i, target := range r.targets {
-			if r.Exposure.Targets[i].Node == node {
+		for _, target := range r.targets {
+			if target.Node == node {
 				target.closeIdle()
 			}
 		}

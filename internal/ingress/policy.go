@@ -18,6 +18,7 @@ const (
 	reasonBody   = "policy_body"
 	reasonAuth   = "policy_auth"
 	reasonClient = "policy_certificate"
+	reasonPath   = "ambiguous_path" // where rules look at paths
 )
 
 // guard enforces the policy of one exposure. It outlives the tables in which

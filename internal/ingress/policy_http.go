@@ -24,6 +24,8 @@ var (
 // ruling is what policy and rules have to say of one request. nil: nothing.
 type ruling struct {
 	guard  *guard       // nil: no policy
+	rule   *rule        // nil: none matched
+	asked  string       // the visitor's Host, if the workload sees another
 	fields [][2]string  // what the workload is told besides
 	answer http.Header  // fields of the gateway's own answer
 	body   *limitedBody // nil: no limit
@@ -37,6 +39,14 @@ func (x *exchange) enter(route *Route) *page {
 		if p, reason := x.govern(route.guard.ready(s)); p != nil {
 			if reason != "" {
 				s.metrics.refused(reason)
+			}
+			return p
+		}
+	}
+	if route.rules != nil {
+		if p := x.choose(route.rules); p != nil {
+			if p == &ambiguousPath {
+				s.metrics.refused(reasonPath)
 			}
 			return p
 		}
@@ -121,6 +131,14 @@ func (s *Server) httpsPort() string {
 	return ":" + strconv.Itoa(int(s.PublicTLSPort))
 }
 
+// askedHost is the Host that the visitor has asked for.
+func (x *exchange) askedHost() string {
+	if x.ruled == nil || x.ruled.asked == "" {
+		return x.in.Host
+	}
+	return x.ruled.asked
+}
+
 // extra are fields for the workload besides those that it always gets.
 func (u *ruling) extra() [][2]string {
 	if u == nil {
@@ -143,6 +161,8 @@ func (x *exchange) finish() {
 		for name, values := range u.answer {
 			h[name] = values
 		}
+	} else if u.rule != nil {
+		u.rule.response.apply(h)
 	}
 	if u.guard != nil && u.guard.policy.HSTS != nil && x.conn.tls {
 		hsts := u.guard.policy.HSTS

@@ -80,14 +80,14 @@ func (x *exchange) forwarded() [6][2]string {
 	if x.conn.tls {
 		proto = "https"
 	}
-	v := x.conn.c.v
+	v, host := x.conn.c.v, x.askedHost()
 	addr := v.visitor.Addr()
 	return [...][2]string{
 		{"X-Forwarded-For", addr.String()},
-		{"X-Forwarded-Host", x.in.Host},
+		{"X-Forwarded-Host", host},
 		{"X-Forwarded-Proto", proto},
 		{"X-Forwarded-Port", strconv.Itoa(int(v.local.Port()))},
-		{"Forwarded", "for=" + forwardedNode(addr) + ";host=" + quoted(x.in.Host) + ";proto=" + proto},
+		{"Forwarded", "for=" + forwardedNode(addr) + ";host=" + quoted(host) + ";proto=" + proto},
 		{"X-Request-Id", x.id},
 	}
 }

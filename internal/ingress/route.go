@@ -24,7 +24,8 @@ type Route struct {
 	owner   *owner
 	targets []*target // as in Exposure.Targets
 	next    atomic.Uint32
-	guard   *guard // nil: no policy
+	guard   *guard   // nil: no policy
+	rules   *ruleset // nil: no rules. Else requests lead to the routes in it, and targets are those of all.
 }
 
 // Table is an immutable routing table. The zero Table routes nothing.
@@ -32,7 +33,8 @@ type Table struct {
 	routes []*Route // one per exposure, by key
 	http   hosts
 	tls    hosts
-	ports  map[uint16]*Route
+	ports  map[uint16]*Route // TCP
+	udp    map[uint16]*Route
 	owners map[webgw.ID]*owner
 }
 
@@ -48,7 +50,7 @@ type hosts struct {
 func Build(all []Declared) (*Table, []webgw.Problem) {
 	all = slices.Clone(all)
 	slices.SortFunc(all, func(a, b Declared) int { return compareKeys(a.Key, b.Key) })
-	t := &Table{ports: map[uint16]*Route{}, owners: map[webgw.ID]*owner{}}
+	t := &Table{ports: map[uint16]*Route{}, udp: map[uint16]*Route{}, owners: map[webgw.ID]*owner{}}
 	var problems []webgw.Problem
 	taken := func(d Declared, what string, by *Route) {
 		problems = append(problems, webgw.Problem{Exposure: d.Key, Code: string(webgw.Taken), Text: what + " is held by " + by.Key.String()})
@@ -66,12 +68,16 @@ func Build(all []Declared) (*Table, []webgw.Problem) {
 					taken(d, name, by)
 				}
 			}
-		case webgw.TCP:
-			if by := t.ports[d.Exposure.Port]; by != nil {
+		case webgw.TCP, webgw.UDP:
+			ports := t.ports
+			if d.Exposure.Protocol == webgw.UDP {
+				ports = t.udp
+			}
+			if by := ports[d.Exposure.Port]; by != nil {
 				taken(d, "the port", by)
 				continue
 			}
-			t.ports[d.Exposure.Port] = r
+			ports[d.Exposure.Port] = r
 		default:
 			problems = append(problems, webgw.Problem{Exposure: d.Key, Code: string(webgw.Unsupported), Text: "this gateway does not know the protocol"})
 			continue
@@ -157,4 +163,12 @@ func (t *Table) Port(port uint16) *Route {
 		return nil
 	}
 	return t.ports[port]
+}
+
+// UDP returns the route of a public UDP port, or nil.
+func (t *Table) UDP(port uint16) *Route {
+	if t == nil {
+		return nil
+	}
+	return t.udp[port]
 }

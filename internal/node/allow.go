@@ -54,7 +54,7 @@ func digest(v *live.View, self webgw.ID, owners []webgw.ID) *allowed {
 	for key, s := range v.Records {
 		switch r := s.Record; key.Kind {
 		case webgw.KindExposure:
-			here := slices.ContainsFunc(r.Exposure.Targets, func(t webgw.Target) bool { return t.Node == self })
+			here := r.Exposure.LeadsTo(func(t webgw.Target) bool { return t.Node == self })
 			if here && slices.Contains(owners, r.Owner) {
 				a.exposures[key] = r
 			}
@@ -104,8 +104,11 @@ func (a *allowed) judge(self, gateway webgw.ID, r tunnel.Request, now time.Time)
 	if !slices.Contains(e.Exposure.Gateways, gateway) {
 		return reasonGateway, forbidden("the exposure does not name this gateway")
 	}
-	if !slices.Contains(e.Exposure.Targets, webgw.Target{Node: self, Address: r.Target}) {
+	if want := (webgw.Target{Node: self, Address: r.Target}); !e.Exposure.LeadsTo(func(t webgw.Target) bool { return t == want }) {
 		return reasonTarget, forbidden("the exposure does not lead to this target")
+	}
+	if (r.Kind == tunnel.Flows) != (e.Exposure.Protocol == webgw.UDP) {
+		return reasonKind, forbidden("datagrams lead to exposures of protocol udp, streams to the others")
 	}
 	if r.Kind == tunnel.Handoff && e.Exposure.Protocol != webgw.TLS {
 		return reasonKind, forbidden("only exposures of protocol tls may be handed off")

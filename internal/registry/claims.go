@@ -114,7 +114,7 @@ func audience(r *webgw.Record) (ids []webgw.ID) {
 	switch r.Kind {
 	case webgw.KindExposure:
 		ids = append(ids, r.Exposure.Gateways...)
-		for _, t := range r.Exposure.Targets {
+		for _, t := range r.Exposure.AllTargets() {
 			if !t.Node.IsZero() {
 				ids = append(ids, t.Node)
 			}
@@ -455,9 +455,9 @@ func (p *plan) refer(r *webgw.Record) error {
 			return &webgw.Error{Kind: webgw.Invalid, Field: field, Public: fmt.Sprintf("gateway %s does not offer port %d", g.Record.Name, x.Port), Hint: "it offers " + offer}
 		}
 	}
-	for i, t := range x.Targets {
+	for field, t := range x.AllTargets() {
 		if !t.Node.IsZero() && p.m.nodeLocked(t.Node, p.now) == nil {
-			return &webgw.Error{Kind: webgw.NotFound, Field: fmt.Sprintf("exposure.targets[%d].node", i), Public: fmt.Sprintf("there is no node %s", t.Node), Hint: "has it been started with this registry?"}
+			return &webgw.Error{Kind: webgw.NotFound, Field: "exposure." + field + ".node", Public: fmt.Sprintf("there is no node %s", t.Node), Hint: "has it been started with this registry?"}
 		}
 	}
 	return nil

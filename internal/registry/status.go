@@ -332,7 +332,7 @@ func (s *Server) exposureLocked(x *entry, now time.Time) webgw.ExposureStatus {
 			f.behind = st.Rev < x.mod
 			f.problem = problemOf(st.Gateway.Problems, x.key)
 		}
-		for _, t := range x.Record.Exposure.Targets {
+		for _, t := range x.Record.Exposure.AllTargets() {
 			f.targets = append(f.targets, s.targetLocked(x.key, id, st, t, now))
 		}
 		w := webgw.WayStatus{ID: id, Name: f.name}

@@ -47,7 +47,7 @@ func (m *mirror) visibleLocked(id webgw.ID, e *entry) bool {
 }
 
 func targets(x *entry, node webgw.ID) bool {
-	return slices.ContainsFunc(x.Record.Exposure.Targets, func(t webgw.Target) bool { return t.Node == node })
+	return x.Record.Exposure.LeadsTo(func(t webgw.Target) bool { return t.Node == node })
 }
 
 // getLocked returns a record that id may see.
@@ -108,7 +108,7 @@ func (m *mirror) nodesOfLocked(id webgw.ID) (nodes []*entry) {
 
 // targetsLocked returns the records of the nodes that an exposure leads to.
 func (m *mirror) targetsLocked(x *entry) (nodes []*entry) {
-	for _, t := range x.Record.Exposure.Targets {
+	for _, t := range x.Record.Exposure.AllTargets() {
 		nodes = append(nodes, m.ofLocked(webgw.KindNode, t.Node)...)
 	}
 	return nodes
