@@ -34,6 +34,39 @@ func Alive(c net.Conn) bool {
 // connection whose receiver is merely slow (its window stays at zero).
 const silence = 15 * time.Second
 
+// Probe makes the machine ask the peer of c within a second whether it is still
+// there, and again each second that passes in silence: told by who has reason
+// to doubt the path. An idle connection is ended after three of them.
+func Probe(c net.Conn) {
+	switch c := c.(type) {
+	case interface{ Probe() }:
+		c.Probe()
+	case *net.TCPConn:
+		c.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 2}) // an error means that c is closed
+	}
+}
+
+// Unheard is how long nothing at all has come from the peer of c while it was
+// asked in vain: what was sent has been sent again after three time-outs, or
+// probes of an idle connection or a closed window stay unanswered. 0: nothing
+// is waited for, or it isn't known. A peer that is merely slow answers.
+func Unheard(c net.Conn) (silent time.Duration) {
+	if u, ok := c.(interface{ Unheard() time.Duration }); ok {
+		return u.Unheard()
+	}
+	raw := Raw(c)
+	if raw == nil {
+		return 0
+	}
+	raw.Control(func(fd uintptr) { // an error means that c is closed
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err == nil && (info.Unacked > 0 && info.Backoff >= 3 || info.Probes >= 2) {
+			silent = time.Duration(info.Last_ack_recv) * time.Millisecond
+		}
+	})
+	return silent
+}
+
 // TuneLong prepares a connection that lives long and crosses the internet:
 // lost peers are noticed, and BBR (if the kernel has it) keeps it fast under
 // loss. On paths without delay, BBR's pacing only costs. What the kernel

@@ -57,9 +57,10 @@ type Client struct {
 	count    atomic.Int64  // other data connections that are open or being dialed
 	freed    chan struct{} // capacity 1: count has sunk
 
-	mu      sync.Mutex
-	current *attachment
-	conns   map[*dataConn]*connState // every data connection, of this session and earlier ones
+	mu       sync.Mutex
+	current  *attachment
+	conns    map[*dataConn]*connState // every data connection, of this session and earlier ones
+	watching bool                     // over the streams of sessions that have ended
 }
 
 type connState struct {
@@ -292,7 +293,9 @@ func (c *Client) attach(ctx context.Context, controlTLS, dataTLS *tls.Config, lo
 	c.mu.Lock()
 	c.current = nil
 	c.mu.Unlock()
-	a.closeIdle()
+	if a.closeIdle() {
+		serving.Go(func() { watch(a.run.Done(), c.orphans) })
+	}
 	wg.Wait()
 	return err
 }
@@ -481,8 +484,8 @@ func (c *Client) release(n int) {
 }
 
 // closeIdle ends the session's idle connections; those that carry a stream end
-// with it.
-func (a *attachment) closeIdle() {
+// with it. It reports whether a watch over these must begin.
+func (a *attachment) closeIdle() (watch bool) {
 	a.c.mu.Lock()
 	defer a.c.mu.Unlock()
 	a.over = true
@@ -491,6 +494,9 @@ func (a *attachment) closeIdle() {
 			d.raw.Close()
 		}
 	}
+	watch = !a.c.watching
+	a.c.watching = true
+	return watch
 }
 
 // serve waits for requests on d and carries them out, until d ends.

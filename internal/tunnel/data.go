@@ -64,6 +64,8 @@ type dataConn struct {
 	sent  bool         // our end has been sent
 	torn  bool         // a write failed: part of a frame may have left, so nothing may follow
 
+	doubted bool // used by watch only: its session has ended
+
 	restIn, restOut bool // no frames any more in this direction: it ends with the connection
 
 	bytesIn, bytesOut atomic.Int64 // stream payload received and sent on this connection

@@ -54,10 +54,12 @@ type Server struct {
 	draining bool
 	epoch    uint64
 
-	smu     sync.Mutex
-	streams map[*dataConn]struct{} // open ones, of sessions that have ended, too
-	closed  bool
-	lingers sync.WaitGroup // streams that wait for the workload's end; added to under smu
+	smu      sync.Mutex
+	streams  map[*dataConn]*session // open ones, of sessions that have ended, too
+	closed   bool
+	quit     chan struct{}  // closed by Close
+	watching bool           // over the streams of sessions that have ended
+	lingers  sync.WaitGroup // streams that wait for the workload's end, and links; added to under smu
 }
 
 // Session tells what is known of one node's attachment.
@@ -103,7 +105,8 @@ func (s *Server) setup() error {
 		s.handshakes.from = map[netip.Addr]int{}
 		s.mu.Lock() // Sessions may be asked before the first one comes
 		s.sessions = map[webgw.ID]*session{}
-		s.streams = map[*dataConn]struct{}{}
+		s.streams = map[*dataConn]*session{}
+		s.quit = make(chan struct{})
 		s.mu.Unlock()
 		// Epochs rise across restarts, too.
 		s.epoch = uint64(time.Now().UnixMilli()) << 16
@@ -191,6 +194,7 @@ func (s *Server) serveControl(ctx context.Context, c net.Conn, head []byte) erro
 	reader.Go(func() { s.readControl(sess, conn) })
 	writer.Go(func() { s.writeControl(sess, conn) })
 	<-sess.done
+	s.watch()
 	writer.Wait() // it may still tell the node why
 	c.Close()
 	reader.Wait()
@@ -501,8 +505,11 @@ func (s *Server) Open(ctx context.Context, node webgw.ID, r Request) (*Stream, e
 		d.raw.Close()
 		return nil, errStopping
 	}
-	s.streams[d] = struct{}{}
+	s.streams[d] = sess
 	s.smu.Unlock()
+	if sess.over() {
+		s.watch() // the one that its end has begun may be over
+	}
 	s.metrics.opened(r.Kind, "ok", start)
 	sess.streams.Add(1)
 	return &Stream{d: d, server: s, session: sess, request: &r}, nil
@@ -542,6 +549,9 @@ func (s *Server) Close() {
 	}
 	s.mu.Unlock()
 	s.smu.Lock()
+	if !s.closed {
+		close(s.quit)
+	}
 	s.closed = true
 	for d := range s.streams {
 		d.reset()

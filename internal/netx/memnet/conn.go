@@ -33,6 +33,8 @@ func (w *World) newWireLocked(l *link) (near, far *Conn) {
 	wr := &wire{w: w, link: l, cut: l.cut, rand: rand.New(rand.NewPCG(w.seed, w.wires))}
 	near, far = &Conn{wire: wr}, &Conn{wire: wr}
 	near.peer, far.peer = far, near
+	near.heard = time.Now()
+	far.heard = near.heard
 	near.moved.L, far.moved.L = &wr.mu, &wr.mu
 	wr.ends = [2]*Conn{near, far}
 	l.wires[wr] = struct{}{}
@@ -61,6 +63,7 @@ type Conn struct {
 	writing     bool // a Write is at work; others wait, so that writes never mix
 	flight      []parcel
 	inFlight    int         // bytes in flight
+	heard       time.Time   // when anything last came from the peer, or something sent arrived there
 	arrival     *time.Timer // for flight[0]; nil: none is armed
 	readBefore  deadline
 	writeBefore deadline
@@ -143,6 +146,8 @@ func (c *Conn) arrive() {
 
 // receiveLocked takes what has arrived from the peer.
 func (c *Conn) receiveLocked(what parcelKind, p []byte) {
+	c.heard = time.Now()
+	c.peer.heard = c.heard
 	switch {
 	case c.reset:
 	case what == rst:
@@ -170,6 +175,26 @@ func (c *Conn) resetLocked() {
 		c.arrival = nil
 	}
 	c.moved.Broadcast()
+}
+
+// Probe asks the peer whether it is still there, as TCP's keep-alive does.
+func (c *Conn) Probe() {
+	c.wire.mu.Lock()
+	defer c.wire.mu.Unlock()
+	if !c.closed && !c.reset && len(c.flight) == 0 {
+		c.sendLocked(data, nil)
+	}
+}
+
+// Unheard is how long nothing has come from the peer while what was sent, or a
+// probe, has been overdue for a second at least; 0: nothing is waited for.
+func (c *Conn) Unheard() time.Duration {
+	c.wire.mu.Lock()
+	defer c.wire.mu.Unlock()
+	if c.closed || c.reset || len(c.flight) == 0 || time.Since(c.flight[0].at) < time.Second {
+		return 0
+	}
+	return time.Since(c.heard)
 }
 
 func (wr *wire) setCut(cut bool) {
