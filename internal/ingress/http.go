@@ -277,6 +277,7 @@ type exchange struct {
 	body    bool
 
 	target   *target    // that answered
+	empty    bool       // the answer over HTTP/2 has no body
 	sent     chan error // the end of sending the body; nil: there is none, or it has been seen
 	status   int
 	read     atomic.Int64 // bytes of the request's body
@@ -308,6 +309,16 @@ func (x *exchange) Write(p []byte) (int, error) {
 	n, err := x.ResponseWriter.Write(p)
 	x.written += int64(n)
 	return n, err
+}
+
+// FlushError sends what is held back. The head of an answer without a body goes
+// with the end of the stream: in two frames, gRPC's Trailers-Only answers are
+// malformed.
+func (x *exchange) FlushError() error {
+	if x.empty {
+		return nil
+	}
+	return http.NewResponseController(x.ResponseWriter).Flush()
 }
 
 // newRequestID returns 128 random bits.

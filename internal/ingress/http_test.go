@@ -210,6 +210,11 @@ func TestGRPC(t *testing.T) {
 	if _, err := client.Check(ctx, &healthpb.HealthCheckRequest{Service: "none"}); status.Code(err) != codes.NotFound {
 		t.Errorf("trailers only: %v", err)
 	}
+	for range 200 { // an answer that is one HEADERS frame must stay one
+		if err := c.Invoke(ctx, "/none.None/None", &healthpb.HealthCheckRequest{}, &healthpb.HealthCheckResponse{}); status.Code(err) != codes.Unimplemented {
+			t.Fatalf("trailers only, for an unknown service: %v", err)
+		}
+	}
 	watch, err := client.Watch(ctx, &healthpb.HealthCheckRequest{Service: "live"})
 	if err != nil {
 		t.Fatal(err)

@@ -110,6 +110,7 @@ func quoted(s string) string {
 
 func modifyResponse(res *http.Response) error {
 	x := res.Request.Context().Value(exchangeKey{}).(*exchange)
+	x.empty = res.ContentLength == 0
 	for name := range res.Header {
 		if strings.HasPrefix(name, "Webgw-") {
 			delete(res.Header, name)
