@@ -98,10 +98,17 @@ func (l *lines) String() string {
 // start starts a process in its own group; it is killed when the test ends.
 func start(t *testing.T, env []string, name string, args ...string) *proc {
 	t.Helper()
+	return startAs(t, nil, "", env, name, args...)
+}
+
+// startAs starts it as somebody else, and in another folder.
+func startAs(t *testing.T, as *syscall.Credential, dir string, env []string, name string, args ...string) *proc {
+	t.Helper()
 	p := &proc{t: t, cmd: exec.Command(name, args...), out: &lines{}, done: make(chan struct{})}
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	p.cmd.Dir = dir
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Credential: as}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
