@@ -32,9 +32,9 @@ func refusedTarget(err error) *webgw.Error {
 		Hint: "direct targets must be public addresses; others go through a node", Err: err}
 }
 
-// dial connects to a direct target.
-func (d *direct) dial(ctx context.Context, address string) (net.Conn, error) {
-	c, err := d.net.Dial(ctx, "tcp", address, d.control)
+// dial connects to a direct target on network "tcp" or "udp".
+func (d *direct) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	c, err := d.net.Dial(ctx, network, address, d.control)
 	if err == nil {
 		// A wildcard listener does not tell the machine's addresses. Who
 		// connects to an own address comes from that very address.
@@ -91,7 +91,10 @@ func (d *direct) checkSelf(c net.Conn) error {
 }
 
 func addrPort(a net.Addr) netip.AddrPort {
-	if t, ok := a.(*net.TCPAddr); ok {
+	switch t := a.(type) {
+	case *net.TCPAddr:
+		return t.AddrPort()
+	case *net.UDPAddr:
 		return t.AddrPort()
 	}
 	return netip.AddrPort{}

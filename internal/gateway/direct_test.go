@@ -59,7 +59,7 @@ func TestDirectTargetsArePublic(t *testing.T) {
 			w.Name("target.example", ip)
 			for _, target := range []string{netip.AddrPortFrom(ip, 80).String(), "target.example:80"} {
 				s.dialed = nil
-				_, err := d.dial(t.Context(), target)
+				_, err := d.dial(t.Context(), "tcp", target)
 				want := webgw.Forbidden
 				if tt.ok {
 					want = webgw.Unavailable // nobody is there
@@ -102,7 +102,7 @@ func TestDirectTargetsAreNeverTheGateway(t *testing.T) {
 			{"127.0.0.1:443", prefixes("127.0.0.0/8"), false}, {"127.0.0.1:9000", prefixes("127.0.0.0/8"), true},
 		} {
 			d := direct{h, tt.allow, func() []net.Addr { return own }, func(port uint16) bool { return port == 443 || port == 80 }}
-			c, err := d.dial(t.Context(), tt.target)
+			c, err := d.dial(t.Context(), "tcp", tt.target)
 			if (err == nil) != tt.ok || !tt.ok && webgw.KindOf(err) != webgw.Forbidden {
 				t.Errorf("%s with %v: %v", tt.target, tt.allow, err)
 			}

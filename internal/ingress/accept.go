@@ -88,7 +88,7 @@ func (s *Server) Listen(ctx context.Context) error {
 }
 
 // Addrs returns where the server listens: the HTTP port, the TLS port, then
-// TCP ports in order.
+// TCP ports and UDP ports in order.
 func (s *Server) Addrs() (addrs []net.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -97,6 +97,9 @@ func (s *Server) Addrs() (addrs []net.Addr) {
 	}
 	for _, p := range slices.Sorted(maps.Keys(s.ports)) {
 		addrs = append(addrs, s.ports[p].Addr())
+	}
+	for _, p := range slices.Sorted(maps.Keys(s.udp)) {
+		addrs = append(addrs, s.udp[p].conn.LocalAddr())
 	}
 	return addrs
 }
@@ -108,6 +111,9 @@ func (s *Server) Problems() (problems []webgw.Problem) {
 	for _, p := range slices.Sorted(maps.Keys(s.problems)) {
 		problems = append(problems, s.problems[p])
 	}
+	for _, p := range slices.Sorted(maps.Keys(s.udpProblems)) {
+		problems = append(problems, s.udpProblems[p])
+	}
 	return problems
 }
 
@@ -118,6 +124,7 @@ func (s *Server) syncPortsLocked() {
 	if t == nil {
 		return
 	}
+	s.syncUDPLocked(t)
 	for port := range s.ports {
 		if t.Port(port) == nil {
 			s.closePortLocked(port)

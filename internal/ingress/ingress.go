@@ -99,10 +99,11 @@ type Server struct {
 	AccessLog func(Access)          // told of each request and stream when it ends, must not wait; may be nil
 	Metrics   prometheus.Registerer // nil: counted but not registered
 
-	table   atomic.Pointer[Table]
-	doors   doors
-	buckets buckets // of policies' rates
-	hashing hashing // of policies' passwords
+	table     atomic.Pointer[Table]
+	doors     doors
+	flowDoors flowDoors
+	buckets   buckets // of policies' rates
+	hashing   hashing // of policies' passwords
 
 	once    sync.Once
 	limits  Limits // with defaults
@@ -110,25 +111,31 @@ type Server struct {
 	metrics *metrics
 	web     *web
 
-	mu        sync.Mutex
-	bound     bool
-	fixed     []*listener          // the HTTP and TLS ports
-	ports     map[uint16]*listener // TCP ports
-	problems  map[uint16]webgw.Problem
-	ctx       context.Context // of all connections, ends when they are cut
-	cut       context.CancelFunc
-	stopping  bool
-	stopped   chan struct{}  // closed when a shutdown is through
-	listeners sync.WaitGroup // accept loops
-	visits    sync.WaitGroup // connections; only accept loops add to it
-	arriving  sync.WaitGroup // those of them whose first bytes have not been understood
+	mu          sync.Mutex
+	bound       bool
+	fixed       []*listener          // the HTTP and TLS ports
+	ports       map[uint16]*listener // TCP ports
+	problems    map[uint16]webgw.Problem
+	udp         map[uint16]*udpPort
+	udpProblems map[uint16]webgw.Problem
+	ctx         context.Context // of all connections, ends when they are cut
+	cut         context.CancelFunc
+	stopping    bool
+	stopped     chan struct{}  // closed when a shutdown is through
+	listeners   sync.WaitGroup // accept loops
+	visits      sync.WaitGroup // connections; only accept loops add to it
+	arriving    sync.WaitGroup // those of them whose first bytes have not been understood
 }
 
 // Limits bound what strangers can make the gateway hold. 0 means the default.
 type Limits struct {
 	Connections int // open at once; 20,000
 	PerAddress  int // of them, per IPv4 address or IPv6 /64; 1,000
-	PerOwner    int // streams and requests at once per owner; 10,000
+	PerOwner    int // streams, flows and requests at once per owner; 10,000
+
+	Flows           int           // of datagrams, at once; 50,000
+	FlowsPerAddress int           // of them, per IPv4 address or IPv6 /64; 1,000
+	FlowIdle        time.Duration // without a datagram; 60 s, a quarter of it until the visitor has sent again after an answer
 
 	Hello  time.Duration // from accept to the end of the TLS handshake, or of a request's head; 10 s
 	Open   time.Duration // for one target to open; 5 s
@@ -152,6 +159,9 @@ func (l Limits) withDefaults() Limits {
 	number(&l.Connections, 20_000)
 	number(&l.PerAddress, 1_000)
 	number(&l.PerOwner, 10_000)
+	number(&l.Flows, 50_000)
+	number(&l.FlowsPerAddress, 1_000)
+	duration(&l.FlowIdle, time.Minute)
 	duration(&l.Hello, 10*time.Second)
 	duration(&l.Open, 5*time.Second)
 	duration(&l.Idle, 120*time.Second)
@@ -176,6 +186,7 @@ func (s *Server) setup() {
 		s.limits = s.Limits.withDefaults()
 		s.ports = map[uint16]*listener{}
 		s.problems = map[uint16]webgw.Problem{}
+		s.udp, s.udpProblems = map[uint16]*udpPort{}, map[uint16]webgw.Problem{}
 		s.ctx, s.cut = context.WithCancel(context.Background())
 		s.stopped = make(chan struct{})
 		s.metrics = newMetrics(s.Metrics, s)
@@ -223,7 +234,7 @@ func (s *Server) Run(ctx context.Context) error {
 			return nil
 		case <-retry.C:
 			s.mu.Lock()
-			if !s.stopping && len(s.problems) > 0 {
+			if !s.stopping && len(s.problems)+len(s.udpProblems) > 0 {
 				s.syncPortsLocked()
 			}
 			s.mu.Unlock()
@@ -249,6 +260,9 @@ func (s *Server) Shutdown(ctx context.Context) {
 		}
 		for port := range s.ports {
 			s.closePortLocked(port)
+		}
+		for port := range s.udp {
+			s.closeUDPLocked(port)
 		}
 	}
 	s.mu.Unlock()

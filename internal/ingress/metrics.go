@@ -16,18 +16,19 @@ const (
 )
 
 type metrics struct {
-	accepted     *prometheus.CounterVec
-	acceptErrors prometheus.Counter
-	refusals     *prometheus.CounterVec
-	panics       prometheus.Counter
-	streams      *prometheus.GaugeVec
-	results      *prometheus.CounterVec
-	bytes        *prometheus.CounterVec
-	open         *prometheus.HistogramVec
-	openErrors   *prometheus.CounterVec
-	join         *prometheus.HistogramVec
-	requests     *prometheus.CounterVec
-	took         *prometheus.HistogramVec
+	accepted         *prometheus.CounterVec
+	acceptErrors     prometheus.Counter
+	refusals         *prometheus.CounterVec
+	panics           prometheus.Counter
+	datagramsDropped prometheus.Counter
+	streams          *prometheus.GaugeVec
+	results          *prometheus.CounterVec
+	bytes            *prometheus.CounterVec
+	open             *prometheus.HistogramVec
+	openErrors       *prometheus.CounterVec
+	join             *prometheus.HistogramVec
+	requests         *prometheus.CounterVec
+	took             *prometheus.HistogramVec
 
 	http httpMetrics
 }
@@ -72,22 +73,23 @@ func newMetrics(r prometheus.Registerer, s *Server) *metrics {
 			Buckets: prometheus.ExponentialBuckets(first, 4, 10)}, labels)
 	}
 	m := &metrics{
-		accepted:     counter("accepted_total", "Connections accepted, by what the port speaks.", "port"),
-		acceptErrors: prometheus.NewCounter(prometheus.CounterOpts{Name: "webgw_ingress_accept_errors_total", Help: "Accepts that failed, as for lack of descriptors."}),
-		refusals:     counter("refused_total", "Connections turned away before they were routed or by a limit, by reason.", "reason"),
-		panics:       prometheus.NewCounter(prometheus.CounterOpts{Name: "webgw_ingress_panics_total", Help: "Connections and requests that ended by a bug."}),
-		streams:      prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "webgw_ingress_active", Help: "Streams and requests under way, by protocol."}, []string{"protocol"}),
-		results:      counter("streams_total", "Streams that have ended, by protocol and result.", "protocol", "result"),
-		bytes:        counter("bytes_total", "Bytes of payload carried; in: from visitors to workloads.", "protocol", "direction"),
-		open:         histogram("open_seconds", "Time to open a stream to a target.", 5e-5, "protocol"),
-		openErrors:   counter("open_errors_total", "Targets that could not be opened, by kind of error.", "kind"),
-		join:         histogram("join_seconds", "How long streams lasted.", 1e-2, "protocol"),
-		requests:     counter("requests_total", "HTTP requests answered, by version and class of status.", "version", "status"),
-		took:         histogram("request_seconds", "How long HTTP requests took.", 1e-4, "version"),
+		accepted:         counter("accepted_total", "Connections accepted, by what the port speaks.", "port"),
+		acceptErrors:     prometheus.NewCounter(prometheus.CounterOpts{Name: "webgw_ingress_accept_errors_total", Help: "Accepts that failed, as for lack of descriptors."}),
+		refusals:         counter("refused_total", "Connections turned away before they were routed or by a limit, by reason.", "reason"),
+		panics:           prometheus.NewCounter(prometheus.CounterOpts{Name: "webgw_ingress_panics_total", Help: "Connections and requests that ended by a bug."}),
+		datagramsDropped: prometheus.NewCounter(prometheus.CounterOpts{Name: "webgw_ingress_datagrams_dropped_total", Help: "Datagrams dropped for lack of room or of a workload."}),
+		streams:          prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "webgw_ingress_active", Help: "Streams and requests under way, by protocol."}, []string{"protocol"}),
+		results:          counter("streams_total", "Streams that have ended, by protocol and result.", "protocol", "result"),
+		bytes:            counter("bytes_total", "Bytes of payload carried; in: from visitors to workloads.", "protocol", "direction"),
+		open:             histogram("open_seconds", "Time to open a stream to a target.", 5e-5, "protocol"),
+		openErrors:       counter("open_errors_total", "Targets that could not be opened, by kind of error.", "kind"),
+		join:             histogram("join_seconds", "How long streams lasted.", 1e-2, "protocol"),
+		requests:         counter("requests_total", "HTTP requests answered, by version and class of status.", "version", "status"),
+		took:             histogram("request_seconds", "How long HTTP requests took.", 1e-4, "version"),
 	}
 	m.http = m.childrenOfHTTP()
 	if r != nil {
-		r.MustRegister(m.accepted, m.acceptErrors, m.refusals, m.panics, m.streams, m.results, m.bytes, m.open, m.openErrors, m.join, m.requests, m.took,
+		r.MustRegister(m.accepted, m.acceptErrors, m.refusals, m.panics, m.datagramsDropped, m.streams, m.results, m.bytes, m.open, m.openErrors, m.join, m.requests, m.took,
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "webgw_ingress_connections", Help: "Open connections of visitors."},
 				func() float64 { return float64(s.doors.total.Load()) }))
 	}

@@ -28,7 +28,7 @@ type Stream struct {
 	Err      error
 }
 
-// connect is the node's tunnel.Connect: it judges the request, then the
+// connect is the node's tunnel.Connect, for streams and flows: it judges the request, then the
 // addresses that its target resolves to, and dials.
 func (n *Node) connect(ctx context.Context, gateway webgw.ID, r tunnel.Request) (net.Conn, error) {
 	c, err := n.dial(ctx, gateway, r)
@@ -47,6 +47,9 @@ func (n *Node) dial(ctx context.Context, gateway webgw.ID, r tunnel.Request) (ne
 		return nil, err
 	}
 	network, address := "tcp", r.Target
+	if r.Kind == tunnel.Flows {
+		network = "udp"
+	}
 	if path, ok := strings.CutPrefix(r.Target, "unix:"); ok {
 		network, address = "unix", path
 	}

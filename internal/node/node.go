@@ -205,7 +205,7 @@ func (n *Node) session(ctx context.Context, gateway webgw.ID) {
 			}
 			return nil
 		},
-		Connect: n.connect,
+		Connect: n.connect, ConnectFlow: n.connect,
 		Changed: func(s tunnel.State) {
 			n.set(gateway, func(g *gatewayState) {
 				if g.Up != s.Up {
