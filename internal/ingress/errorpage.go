@@ -57,7 +57,9 @@ func (p *page) write(w http.ResponseWriter, accept, gateway, id string) {
 	kind, body := p.render(accept, gateway, id)
 	h := w.Header()
 	for k := range h {
-		delete(h, k) // of a response that was given up
+		if k != "Connection" {
+			delete(h, k) // of a response that was given up
+		}
 	}
 	h.Set("Content-Type", kind)
 	h.Set("Content-Length", strconv.Itoa(len(body)))
