@@ -184,12 +184,9 @@ func Format(r *webgw.Record, label func(kind webgw.Kind, id webgw.ID) string) ([
 		for _, g := range r.Exposure.Gateways {
 			e.Gateways = append(e.Gateways, ref(webgw.KindGateway, g))
 		}
-		for _, t := range r.Exposure.Targets {
-			x := target{Address: t.Address, Direct: t.Direct}
-			if !t.Node.IsZero() {
-				x.Node = ref(webgw.KindNode, t.Node)
-			}
-			e.Targets = append(e.Targets, x)
+		e.Targets = formatTargets(r.Exposure.Targets, ref)
+		for _, u := range r.Exposure.Rules {
+			e.Rules = append(e.Rules, rule{Match: u.Match, Targets: formatTargets(u.Targets, ref), Rewrite: u.Rewrite, Redirect: u.Redirect, Request: u.Request, Response: u.Response})
 		}
 		b = e
 	case r.NameClaim != nil:
@@ -219,6 +216,17 @@ func Format(r *webgw.Record, label func(kind webgw.Kind, id webgw.ID) string) ([
 	var out bytes.Buffer
 	err := yaml.NewEncoder(&out, yaml.IndentSequence(false)).Encode(b)
 	return out.Bytes(), err
+}
+
+func formatTargets(targets []webgw.Target, ref func(webgw.Kind, webgw.ID) Ref) (out []target) {
+	for _, t := range targets {
+		x := target{Address: t.Address, Direct: t.Direct}
+		if !t.Node.IsZero() {
+			x.Node = ref(webgw.KindNode, t.Node)
+		}
+		out = append(out, x)
+	}
+	return out
 }
 
 // Lifetime is how long a record counts from its signing: Go's notation, and
@@ -273,11 +281,21 @@ type exposure struct {
 	Hosts    []string `yaml:"hosts,omitempty"`
 	Port     uint16   `yaml:"port,omitempty"`
 	Gateways []Ref    `yaml:"gateways"`
-	Targets  []target `yaml:"targets"`
+	Targets  []target `yaml:"targets,omitempty"`
 	Upstream string   `yaml:"upstream,omitempty"`
 
 	ProxyProtocol string        `yaml:"proxyProtocol,omitempty"`
 	Policy        *webgw.Policy `yaml:"policy,omitempty"`
+	Rules         []rule        `yaml:"rules,omitempty"`
+}
+
+type rule struct {
+	Match    webgw.Match        `yaml:"match,omitempty"`
+	Targets  []target           `yaml:"targets,omitempty"`
+	Rewrite  *webgw.Rewrite     `yaml:"rewrite,omitempty"`
+	Redirect *webgw.Redirect    `yaml:"redirect,omitempty"`
+	Request  *webgw.HeaderEdits `yaml:"request,omitempty"`
+	Response *webgw.HeaderEdits `yaml:"response,omitempty"`
 }
 
 type target struct {
@@ -329,14 +347,15 @@ func (e *exposure) fill(r *webgw.Record, res *resolver) error {
 	if x.Gateways, err = res.all(webgw.KindGateway, e.Gateways); err != nil {
 		return err
 	}
-	for _, t := range e.Targets {
-		y := webgw.Target{Address: t.Address, Direct: t.Direct}
-		if t.Node.Text != "" {
-			if y.Node, err = res.one(webgw.KindNode, t.Node); err != nil {
-				return err
-			}
+	if x.Targets, err = res.targets(e.Targets); err != nil {
+		return err
+	}
+	for _, u := range e.Rules {
+		y := webgw.Rule{Match: u.Match, Rewrite: u.Rewrite, Redirect: u.Redirect, Request: u.Request, Response: u.Response}
+		if y.Targets, err = res.targets(u.Targets); err != nil {
+			return err
 		}
-		x.Targets = append(x.Targets, y)
+		x.Rules = append(x.Rules, y)
 	}
 	r.Exposure = x
 	return nil

@@ -50,6 +50,43 @@ proxyProtocol: v2
 policy: {deny: [10.0.0.0/8]}
 `
 
+const routed = `kind: exposure
+name: routed
+protocol: http
+hosts: [routed.example]
+gateways: [gent]
+rules:
+- match: {prefix: /api, method: GET, headers: {X-Env: canary, X-Any: ""}}
+  targets: [{node: home, address: "localhost:3001"}]
+  rewrite: {path: /, host: inner.example}
+  request:
+    set: {X-A: "1"}
+    add: {X-B: "2"}
+    remove: [X-C]
+  response:
+    remove: [Server]
+- match:
+    path: /old
+  redirect: {scheme: https, host: new.example, path: /new, status: 301}
+- targets:
+  - direct: "192.0.2.1:80"
+`
+
+func TestRulesAreReadAndWritten(t *testing.T) {
+	rs, err := records("f", routed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := rs[0].Exposure
+	if u := e.Rules[0]; u.Match.Headers["X-Env"] != "canary" || len(u.Match.Headers) != 2 || u.Targets[0].Node != testID(3) || u.Rewrite.Host != "inner.example" || u.Request.Set["X-A"] != "1" || u.Response.Remove[0] != "Server" {
+		t.Errorf("%+v", u)
+	}
+	if len(e.Targets) != 0 || e.Rules[1].Redirect.Status != 301 || e.Rules[2].Targets[0].Direct == "" {
+		t.Errorf("%+v", e)
+	}
+	readBack(t, rs)
+}
+
 // withCA puts a certificate in.
 func withCA(text string) string {
 	return strings.Replace(text, "CA\n---", "    "+strings.ReplaceAll(strings.TrimSpace(testCA), "\n", "\n    ")+"\n---", 1)
@@ -68,6 +105,12 @@ func TestPolicyIsReadAndWritten(t *testing.T) {
 		t.Error(rs[1].Exposure)
 	}
 	everyFieldSet(t, "policy", reflect.ValueOf(*p))
+	readBack(t, rs)
+}
+
+// readBack writes records as manifests and as JSON, and reads both again.
+func readBack(t *testing.T, rs []webgw.Record) {
+	t.Helper()
 	for _, r := range rs {
 		text, err := Format(&r, nil)
 		if err != nil {
@@ -131,6 +174,11 @@ func TestErrorsInPoliciesHaveAPlace(t *testing.T) {
 		{"policy:\n  allow: [ten]\n", `f:8:11: policy.allow[0]: "ten" can't be read`},
 		{"policy:\n  requestRate:\n    address: {rate: often}\n", "f:9:15: policy.requestRate.address.rate: \"often\" is not a number"},
 		{"policy:\n  basicAuth:\n    users:\n    - name: ann\n      hash: secret\n", "f:11:7: policy.basicAuth.users[0].hash: must be a bcrypt"},
+		{"rules:\n- match: {prefix: /api/}\n", "f:8:11: rules[0].match.prefix: \"/api/\": leave the last / out"},
+		{"rules:\n- match: {path: [a]}\n", "f:8:17: rules[0].match.path: must be text, not a list"},
+		{"rules:\n- request:\n    set: {X-A: 1}\n", "rules[0].request.set.X-A: must be text, not a number"},
+		{"rules:\n- request:\n    set:\n      Host: a\n", "f:9:5: rules[0].request.set: Host is the gateway's to write"},
+		{"rules:\n- targets: [{node: nobody, address: 'a:1'}]\n", "f:8:20: rules[0].targets[0].node: there is no node"},
 		{"proxyProtocol: v1\n", "f:7:1: proxyProtocol: belongs to protocols tcp and tls"},
 	} {
 		_, err := records("f", head+c.text)

@@ -57,6 +57,19 @@ func (res *resolver) all(kind webgw.Kind, refs []Ref) ([]webgw.ID, error) {
 	return out, nil
 }
 
+func (res *resolver) targets(targets []target) (out []webgw.Target, err error) {
+	for _, t := range targets {
+		x := webgw.Target{Address: t.Address, Direct: t.Direct}
+		if t.Node.Text != "" {
+			if x.Node, err = res.one(webgw.KindNode, t.Node); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, x)
+	}
+	return out, nil
+}
+
 func (res *resolver) one(kind webgw.Kind, r Ref) (webgw.ID, error) {
 	id, ok := res.known[resolved{kind, r.Text}]
 	if ok {
