@@ -92,12 +92,12 @@ func (o *Owner) Exposure(line string) webgw.Record {
 		e.Hosts = []string{left}
 	case proto == "tls":
 		e.Protocol, e.Hosts = webgw.TLS, []string{what}
-	case proto == "tcp":
+	case proto == "tcp" || proto == "udp":
 		port, err := strconv.ParseUint(what, 10, 16)
 		if err != nil {
 			w.T.Fatal(err)
 		}
-		e.Protocol, e.Port = webgw.TCP, uint16(port)
+		e.Protocol, e.Port = webgw.ExposureProtocol(proto), uint16(port)
 	default:
 		w.T.Fatalf("%q: no such protocol", left)
 	}
