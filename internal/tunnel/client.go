@@ -356,7 +356,7 @@ func (a *attachment) read(ctx context.Context, wg, serving *sync.WaitGroup, stat
 			if err := json.Unmarshal(body, &d); err != nil {
 				return fmt.Errorf("tunnel: demand: %w", err)
 			}
-			short := demand{Sealed: a.reserve(&d.Sealed, poolMax), Handoff: a.reserve(&d.Handoff, poolMax), Flows: a.reserve(&d.Flows, maxLinks)}
+			short := demand{Sealed: a.reserve(&d.Sealed, maxConns), Handoff: a.reserve(&d.Handoff, maxConns), Flows: a.reserve(&d.Flows, maxLinks)}
 			for range d.Sealed {
 				wg.Go(func() { a.data(ctx, Sealed, serving) })
 			}
@@ -370,8 +370,10 @@ func (a *attachment) read(ctx context.Context, wg, serving *sync.WaitGroup, stat
 				a.send(msgShort, short) // an error has ended the session
 			}
 		case msgDrain:
-			state.Draining = true
-			a.c.changed(state)
+			if !state.Draining {
+				state.Draining = true
+				a.c.changed(state)
+			}
 		case msgEvent:
 			if a.c.Event != nil {
 				a.c.Event(body)
@@ -383,12 +385,12 @@ func (a *attachment) read(ctx context.Context, wg, serving *sync.WaitGroup, stat
 // reserve lowers n to the connections that may be dialed (most at once), counts
 // them, and returns how many it leaves out.
 func (a *attachment) reserve(n *int, most int) (short int) {
-	asked := max(0, min(*n, most))
-	over := a.c.count.Add(int64(asked)) - maxConns
-	short = int(max(0, min(over, int64(asked))))
-	a.c.release(short)
-	*n = asked - short
-	return short
+	asked := max(0, *n)
+	some := min(asked, most)
+	over := max(0, min(a.c.count.Add(int64(some))-maxConns, int64(some)))
+	a.c.release(int(over))
+	*n = some - int(over)
+	return asked - *n
 }
 
 // data dials one data connection and serves streams on it, one after another.

@@ -12,7 +12,7 @@ import (
 // Limits of a pool, data connections of one kind of one session.
 const (
 	poolMin      = 2                // ready without any traffic
-	poolMax      = 1024             // asked for beforehand; more are open under load
+	poolMax      = 1024             // kept ready at most; more are open under load
 	surplusAfter = 30 * time.Second // an idle connection beyond the target is closed
 	pendingAfter = 10 * time.Second // a demand that brought nothing is forgotten
 	maxWaiting   = 4096             // streams that wait for a data connection

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"webgw.dev/webgw"
 	"webgw.dev/webgw/internal/netx/memnet"
@@ -261,9 +262,57 @@ func TestEndlessDemandsAreBounded(t *testing.T) {
 		if shorts > 2*demands {
 			t.Errorf("%d answers to %d demands", shorts, demands)
 		}
-		if want := demands*2*poolMax - maxConns; refused != want {
+		if want := demands*2*(1<<40) - maxConns; refused != want {
 			t.Errorf("%d said not to come, want %d", refused, want)
 		}
+	})
+}
+
+// The other end chooses what a refusal says: it must not fill metrics or logs
+// with words of its own.
+func TestRefusalsAreTamed(t *testing.T) {
+	e, ok := asError(refusal{Kind: "made up", Message: strings.Repeat("é", maxRequest)}.err("open stream"))
+	if !ok || e.Kind != webgw.Unavailable || len(e.Public) > maxReason || !utf8.ValidString(e.Public) {
+		t.Errorf("kind %q, %d bytes of text", e.Kind, len(e.Public))
+	}
+	if r := refusalOf(e); len(r.Message) > maxReason || !utf8.ValidString(r.Message) {
+		t.Errorf("%d bytes of text", len(r.Message))
+	}
+	if err := (refusal{Kind: webgw.Taken, Message: "so"}).err("session"); webgw.KindOf(err) != webgw.Taken {
+		t.Error(err)
+	}
+}
+
+// Nothing is waited for after an answer of the wrong type.
+func TestAWrongAnswerEndsAStreamAtOnce(t *testing.T) {
+	kinds(t, func(t *testing.T, k Kind) {
+		synctest.Test(t, func(t *testing.T) {
+			w := memnet.New(1)
+			gw, home := w.Host("gent"), w.Host("home1")
+			p := newPair(t, gw, ":443")
+			p.addr = "gent:443"
+			c, stop := p.node(home, key(2), echo(w))
+			p.waitUp()
+			synctest.Wait()
+			s := p.open(k, key(2))
+			c.mu.Lock()
+			for d := range c.conns {
+				if d.raw.LocalAddr().String() == s.RemoteAddr().String() {
+					if err := d.write([]byte{byte(frameData), 1, 0, 0, 'x'}); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			c.mu.Unlock()
+			start := time.Now()
+			s.SetReadDeadline(start.Add(time.Minute))
+			if err := s.Accepted(); err == nil || time.Since(start) > 0 {
+				t.Errorf("%v after %v", err, time.Since(start))
+			}
+			s.Close()
+			stop()
+			p.stop()
+		})
 	})
 }
 

@@ -134,22 +134,19 @@ func (d *dataConn) answer() error {
 	if err != nil {
 		return &webgw.Error{Op: "open stream", Kind: webgw.Unavailable, Public: "the node's connection was lost", Err: unexpected(err)}
 	}
+	if t != frameAccept && t != frameRefuse {
+		return fmt.Errorf("tunnel: frame type %d in answer to a request", t)
+	}
 	p, err := d.body(n)
-	if err != nil {
+	if err != nil || t == frameAccept {
 		return err
 	}
-	switch t {
-	case frameAccept:
-		return nil
-	case frameRefuse:
-		var r refusal
-		if err := d.openFrame(t, toGateway, p, &r); err != nil {
-			return err
-		}
-		d.ended = true // a refusal ends the node's direction
-		return r.err("open stream")
+	var r refusal
+	if err := d.openFrame(t, toGateway, p, &r); err != nil {
+		return err
 	}
-	return fmt.Errorf("tunnel: frame type %d in answer to a request", t)
+	d.ended = true // a refusal ends the node's direction
+	return r.err("open stream")
 }
 
 // Read returns bytes of the workload, io.EOF after its end.

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"strings"
 
 	"webgw.dev/webgw"
 )
@@ -148,8 +149,26 @@ type refusal struct {
 	Message string          `json:"message"`
 }
 
+// err is the refusal as an error, with no more of the other end's own words
+// than a sentence: kinds become labels of metrics.
 func (r refusal) err(op string) error {
-	return &webgw.Error{Op: op, Kind: r.Kind, Public: r.Message}
+	switch r.Kind {
+	case webgw.Invalid, webgw.Unauthenticated, webgw.Forbidden, webgw.NotFound, webgw.Taken, webgw.Stale, webgw.Expired,
+		webgw.Exhausted, webgw.Unavailable, webgw.Unsupported, webgw.Internal:
+	default:
+		r.Kind = webgw.Unavailable
+	}
+	return &webgw.Error{Op: op, Kind: r.Kind, Public: shorten(r.Message)}
+}
+
+// maxReason bounds the text of a refusal, bytes.
+const maxReason = 500
+
+func shorten(s string) string {
+	if len(s) > maxReason {
+		s = strings.ToValidUTF8(s[:maxReason], "")
+	}
+	return s
 }
 
 func refusalOf(err error) refusal {
@@ -157,9 +176,7 @@ func refusalOf(err error) refusal {
 	if e, ok := asError(err); ok {
 		r.Message = e.Sentence()
 	}
-	if len(r.Message) > 500 {
-		r.Message = r.Message[:500]
-	}
+	r.Message = shorten(r.Message)
 	return r
 }
 
