@@ -53,13 +53,14 @@ func TestMain(m *testing.M) {
 // of their own:
 //
 //	grid [REGISTRY-CONFIG]     a gateway "gent" with a registry; sets REGISTRY HTTP TLS PORT CA
-//	workload KIND VAR          a server: http, echo, tls or unix (HTTP on a socket); sets VAR
+//	workload KIND VAR          a server: http, echo, udp (an echo), tls or unix (HTTP on a socket); sets VAR
 //	                           to its address, VARPORT to its port, for tls CERT
 //	start NAME ARG...          webgw ARG... in the background
 //	await NAME REGEXP          waits until its output matches; sets MATCH to the first group
 //	[!] stop NAME              interrupts it and waits; it must end with 0, or not
 //	[!] httpget URL [TEXT]     a visitor at the gateway; the page must hold TEXT; prints the status
 //	tcpecho PORT               a visitor who sends, ends, and gets everything back
+//	udpecho PORT               the same by datagrams
 //	tlsget HOST CERT TEXT      a visitor who trusts only the workload's certificate
 //	expired FILE               declares a record that has ended, by the key in FILE; it must be refused
 func TestScripts(t *testing.T) {
@@ -79,7 +80,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"grid": worldCmd((*scriptWorld).grid), "workload": worldCmd((*scriptWorld).workload),
 			"start": worldCmd((*scriptWorld).start), "await": worldCmd((*scriptWorld).await), "stop": worldCmd((*scriptWorld).stop),
-			"httpget": worldCmd((*scriptWorld).httpget), "tcpecho": worldCmd((*scriptWorld).tcpecho), "tlsget": worldCmd((*scriptWorld).tlsget),
+			"httpget": worldCmd((*scriptWorld).httpget), "tcpecho": worldCmd((*scriptWorld).tcpecho), "udpecho": worldCmd((*scriptWorld).udpecho), "tlsget": worldCmd((*scriptWorld).tlsget),
 			"expired": worldCmd((*scriptWorld).expired),
 		},
 	})
@@ -162,6 +163,10 @@ func unusedPort(ts *testscript.TestScript) int {
 }
 
 func (w *scriptWorld) workload(ts *testscript.TestScript, _ bool, args []string) {
+	if args[0] == "udp" {
+		w.udpWorkload(ts, args[1])
+		return
+	}
 	network, at := "tcp", "127.0.0.1:0"
 	if args[0] == "unix" { // not below the script's directory, whose name may be too long
 		dir, err := os.MkdirTemp("", "webgw-*")
@@ -375,6 +380,50 @@ func (w *scriptWorld) tcpecho(ts *testscript.TestScript, neg bool, args []string
 	if ok := err == nil && string(got) == words; ok == neg {
 		ts.Fatalf("came back: %q, %v", got, err)
 	}
+}
+
+func (w *scriptWorld) udpWorkload(ts *testscript.TestScript, name string) {
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	ts.Check(err)
+	ts.Setenv(name, c.LocalAddr().String())
+	ts.Setenv(name+"PORT", strconv.Itoa(c.LocalAddr().(*net.UDPAddr).Port))
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		b := make([]byte, 64<<10)
+		for {
+			n, peer, err := c.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			c.WriteTo(b[:n], peer)
+		}
+	})
+	ts.Defer(func() { c.Close(); serving.Wait() })
+}
+
+func (w *scriptWorld) udpecho(ts *testscript.TestScript, neg bool, args []string) {
+	c, err := net.Dial("udp", "127.0.0.1:"+args[0])
+	ts.Check(err)
+	defer c.Close()
+	const words = "back and forth"
+	b := make([]byte, 100)
+	for range 5 { // visitors of UDP repeat what was not answered
+		n := 0
+		if _, err = io.WriteString(c, words); err == nil {
+			ts.Check(c.SetReadDeadline(time.Now().Add(patient / 10)))
+			n, err = c.Read(b)
+		}
+		if ok := err == nil && string(b[:n]) == words; ok {
+			if neg {
+				ts.Fatalf("the echo came back")
+			}
+			return
+		}
+		if neg {
+			return
+		}
+	}
+	ts.Fatalf("nothing came back: %v", err)
 }
 
 // expired shows what the registry answers to a record that has ended.
