@@ -59,13 +59,8 @@ type Client struct {
 
 	mu       sync.Mutex
 	current  *attachment
-	conns    map[*dataConn]*connState // every data connection, of this session and earlier ones
-	watching bool                     // over the streams of sessions that have ended
-}
-
-type connState struct {
-	a    *attachment
-	idle bool // waits for a request
+	conns    map[*dataConn]*attachment // every data connection, of this session and earlier ones
+	watching bool                      // over the streams of sessions that have ended
 }
 
 // Connect judges a request that gateway makes and dials the workload. Its error,
@@ -138,7 +133,7 @@ func (c *Client) Run(ctx context.Context) error {
 		c.Metrics = NewClientMetrics(nil)
 	}
 	c.mu.Lock()
-	c.conns, c.freed = map[*dataConn]*connState{}, make(chan struct{}, 1)
+	c.conns, c.freed = map[*dataConn]*attachment{}, make(chan struct{}, 1)
 	c.mu.Unlock()
 	var serving sync.WaitGroup // data connections; added to only by attach, below
 	control, err := c.Key.ClientTLS(c.Gateway, webgw.ALPNTunnel)
@@ -293,7 +288,7 @@ func (c *Client) attach(ctx context.Context, controlTLS, dataTLS *tls.Config, lo
 	c.mu.Lock()
 	c.current = nil
 	c.mu.Unlock()
-	if a.closeIdle() {
+	if a.finish() {
 		serving.Go(func() { watch(a.run.Done(), c.orphans) })
 	}
 	wg.Wait()
@@ -455,19 +450,13 @@ func (a *attachment) dialData(ctx context.Context, kind Kind) (*dataConn, error)
 	return d, nil
 }
 
-// park marks d as idle; false if the session is over and it should close.
+// park keeps d for a request; false if the session is over and it should close.
 func (a *attachment) park(d *dataConn) bool {
 	a.c.mu.Lock()
-	a.c.conns[d] = &connState{a, true}
+	a.c.conns[d] = a
 	over := a.over
 	a.c.mu.Unlock()
 	return !over
-}
-
-func (a *attachment) unpark(d *dataConn) {
-	a.c.mu.Lock()
-	a.c.conns[d].idle = false
-	a.c.mu.Unlock()
 }
 
 func (a *attachment) forget(d *dataConn) {
@@ -485,17 +474,13 @@ func (c *Client) release(n int) {
 	}
 }
 
-// closeIdle ends the session's idle connections; those that carry a stream end
-// with it. It reports whether a watch over these must begin.
-func (a *attachment) closeIdle() (watch bool) {
+// finish lets go of the session's connections: those that carry a stream end
+// with it, idle ones when the gateway closes them, because a request may be
+// under way on them. It reports whether a watch over all these must begin.
+func (a *attachment) finish() (watch bool) {
 	a.c.mu.Lock()
 	defer a.c.mu.Unlock()
 	a.over = true
-	for d, s := range a.c.conns {
-		if s.a == a && s.idle {
-			d.raw.Close()
-		}
-	}
 	watch = !a.c.watching
 	a.c.watching = true
 	return watch
@@ -507,7 +492,6 @@ func (a *attachment) serve(ctx context.Context, d *dataConn) {
 	defer a.forget(d)
 	for a.park(d) {
 		r, err := d.awaitRequest()
-		a.unpark(d)
 		if err != nil {
 			return // the gateway let it go, or broke the protocol: either way it is over
 		}

@@ -8,8 +8,8 @@ import (
 
 // When a session is lost its streams carry on, each on its own connection, but
 // the path they share may be gone without a word: TCP alone would need minutes
-// to find out. So the streams of lost sessions are watched for as long as there
-// are any. Those that make progress, or whose peer is merely slow, stay.
+// to find out. So the connections of lost sessions are watched for as long as
+// there are any. Those that make progress, or whose peer is merely slow, stay.
 const watchEvery = 250 * time.Millisecond
 
 // watch cuts the connections that orphans returns, those of lost sessions, once
@@ -76,13 +76,13 @@ func (sess *session) over() bool {
 	}
 }
 
-// orphans are the connections with a stream whose session has ended. Without
-// any the watch is over.
+// orphans are the connections whose session has ended. Without any the watch is
+// over.
 func (c *Client) orphans() (all []*dataConn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for d, s := range c.conns {
-		if s.a.over && !s.idle {
+	for d, a := range c.conns {
+		if a.over {
 			all = append(all, d)
 		}
 	}

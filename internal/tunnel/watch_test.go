@@ -119,3 +119,24 @@ func TestStreamsOutliveTheirSession(t *testing.T) {
 		})
 	})
 }
+
+// A request that is under way when the session ends is served.
+func TestARequestUnderWayOutlivesTheSession(t *testing.T) {
+	kinds(t, func(t *testing.T, k Kind) {
+		bubble(t, echo, func(t *testing.T, p *pair, w *memnet.World, gw, home *memnet.Host) {
+			time.Sleep(3 * time.Second)
+			s := p.open(k, key(2))
+			p.server.mu.Lock()
+			sess := p.server.sessions[key(2).ID()]
+			p.server.mu.Unlock()
+			sess.end(errSuperseded)
+			time.Sleep(10 * time.Millisecond) // the node hears of it after 20
+			say(t, s, "under way")
+			s.Close()
+			time.Sleep(10 * time.Second)
+			if n := len(w.Open()); n > 10 {
+				t.Errorf("connections of the old session are left: %q", w.Open())
+			}
+		})
+	})
+}
