@@ -1,8 +1,16 @@
 package world
 
 import (
+	"bufio"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
 	"net/netip"
+	"slices"
 	"testing"
+
+	"github.com/pires/go-proxyproto"
 
 	"webgw.dev/webgw"
 )
@@ -73,3 +81,63 @@ func TestPoliciesComeIntoForce(t *testing.T) {
 		w.Get("http://blog.example/").Want(308)
 	})
 }
+
+// PROXY headers go before the first bytes, also of ciphertext that is handed
+// off.
+func TestProxyHeadersReachTheWorkload(t *testing.T) {
+	Test(t, func(t *testing.T, w *World) {
+		home := w.Node("home1", BehindNAT)
+		w.Gateway("gent")
+		headers := make(chan *proxyproto.Header, 1)
+		told := func(serve func(net.Conn)) func(net.Conn) {
+			return func(c net.Conn) {
+				r := bufio.NewReader(c)
+				h, err := proxyproto.Read(r)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				headers <- h
+				serve(&begun{c, r})
+			}
+		}
+		cert := w.selfSigned("vault.example")
+		home.Workload("127.0.0.1:7", told(func(c net.Conn) { io.Copy(c, c) }))
+		home.Workload("127.0.0.1:8443", told(func(c net.Conn) {
+			serveHTTP("hello in TLS")(tls.Server(c, &tls.Config{Certificates: []tls.Certificate{cert}}))
+		}))
+		for _, version := range []webgw.ProxyProtocol{webgw.ProxyV1, webgw.ProxyV2} {
+			change := func(e *webgw.Exposure) { e.ProxyProtocol = version }
+			if err := errors.Join(w.applyWith("tcp 20007 -> home1:7 via gent", change), w.applyWith("tls vault.example -> home1:8443 via gent", change)); err != nil {
+				t.Fatal(err)
+			}
+			c, err := w.Dial("gent", 20007)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := <-headers
+			if from := c.LocalAddr().String(); h.SourceAddr.String() != from {
+				t.Errorf("%s: %s, from %s", version, h.SourceAddr, from)
+			}
+			if got, err := Echo(c, "hello"); got != "hello" || err != nil {
+				t.Errorf("%s: %q, %v", version, got, err)
+			}
+			w.Get("https://vault.example/").Want(200, "hello in TLS")
+			h = <-headers
+			tlvs, err := h.TLVs()
+			if named := slices.ContainsFunc(tlvs, func(v proxyproto.TLV) bool {
+				return v.Type == proxyproto.PP2_TYPE_AUTHORITY && string(v.Value) == "vault.example"
+			}); err != nil || named != (version == webgw.ProxyV2) {
+				t.Errorf("%s: %v, %v", version, tlvs, err)
+			}
+		}
+	})
+}
+
+// begun is a connection of which some has been read.
+type begun struct {
+	net.Conn
+	r io.Reader
+}
+
+func (b *begun) Read(p []byte) (int, error) { return b.r.Read(p) }
