@@ -26,7 +26,7 @@ func (v *demoVerb) Run(ctx context.Context, a *app) (err error) {
 		log = newLogger(a.env.Stderr, daemon.Common{})
 	}
 	if !a.json {
-		a.printf("starting a registry, two gateways, two hidden nodes and three workloads …\n")
+		a.printf("starting a registry, two gateways, two hidden nodes and four workloads …\n")
 	}
 	g, err := demo.Start(ctx, log)
 	if err != nil {
@@ -97,12 +97,13 @@ by gateway %s, on %s:
   the site       curl --resolve %s:%d:%s http://%s:%d/
                  curl --cacert %s --resolve %s:%d:%s https://%s:%d/
   TCP echo       echo hello | nc -N %s %d
+  UDP echo       echo hello | nc -u -w 1 %s %d
   its own TLS    curl --cacert %s --resolve %s:%d:%s https://%s:%d/
                  openssl s_client -connect %s -servername %s -CAfile %s -verify_return_error </dev/null
 `, gw.Name, ip,
 			site, gw.HTTP, resolve, site, gw.HTTP,
 			gw.CAFile, site, gw.TLS, resolve, site, gw.TLS,
-			ip, gw.TCP,
+			ip, gw.TCP, ip, gw.TCP,
 			g.TLSCert, vault, gw.TLS, resolve, vault, gw.TLS,
 			connect, vault, g.TLSCert)
 	}

@@ -56,6 +56,7 @@ func (g *Grid) Check(ctx context.Context, tell func(Result)) (ok bool) {
 		try(gw.Name, "upload 32 MiB", v.upload)
 		try(gw.Name, "websocket", v.websocket)
 		try(gw.Name, "tcp echo", v.echo)
+		try(gw.Name, "udp echo", v.packets)
 		try(gw.Name, "tls passthrough", v.passthrough)
 		try(gw.Name, "unknown name", v.unknown)
 	}
@@ -242,6 +243,41 @@ func (v *visitor) echo(ctx context.Context) error {
 	}
 	if string(got) != words {
 		return fmt.Errorf("%d of %d bytes came back", len(got), len(words))
+	}
+	return nil
+}
+
+// packets sends datagrams small and large; each must come back as it was. One
+// that is lost is sent again, as visitors of UDP do.
+func (v *visitor) packets(ctx context.Context) error {
+	c, err := netx.Host{}.Dial(ctx, "udp", v.gw.at(v.gw.TCP), nil)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	got := make([]byte, 64<<10)
+	for _, size := range []int{1, 500, 1200, 9000} {
+		want := strings.Repeat("p", size)
+		for again := true; again; {
+			if _, err := io.WriteString(c, want); err != nil {
+				return err
+			}
+			if err := c.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+				return err
+			}
+			n, err := c.Read(got)
+			if again = errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil; again {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if string(got[:n]) != want {
+				return fmt.Errorf("%d bytes came back of %d", n, size)
+			}
+		}
 	}
 	return nil
 }

@@ -49,7 +49,7 @@ type Gateway struct {
 	Addr   netip.Addr
 	HTTP   uint16
 	TLS    uint16
-	TCP    uint16
+	TCP    uint16 // and UDP
 	CAFile string // authority of its certificates
 }
 
@@ -216,11 +216,17 @@ func (h hidden) Listen(context.Context, string, string) (net.Listener, error) {
 	return nil, errors.New("demo: a hidden node listens on nothing")
 }
 
+// ListenPacket is for servers of datagrams.
+func (h hidden) ListenPacket(context.Context, string, string) (net.PacketConn, error) {
+	h.refused.Add(1)
+	return nil, errors.New("demo: a hidden node listens on nothing")
+}
+
 func (g *Grid) expose(ctx context.Context, e Exposure, node webgw.ID) error {
 	x := &webgw.Exposure{Protocol: e.Protocol, Hosts: e.Hosts, Targets: []webgw.Target{{Node: node, Address: e.Workload}}}
 	for _, gw := range g.Gateways {
 		x.Gateways = append(x.Gateways, gw.ID)
-		if e.Protocol == webgw.TCP {
+		if e.Protocol.ByPort() {
 			x.Port = gw.TCP
 		}
 	}
@@ -290,8 +296,8 @@ func loopbacks(ctx context.Context) (first, second netip.Addr) {
 	return first, second
 }
 
-// freePort returns a port that is free on every address: the wanted one, else
-// any.
+// freePort returns a port that is free on every address, for TCP and for UDP:
+// the wanted one, else any.
 func freePort(ctx context.Context, ips []netip.Addr, wanted uint16) (uint16, error) {
 	const tries = 20
 	for try := range tries {
@@ -305,6 +311,14 @@ func freePort(ctx context.Context, ips []netip.Addr, wanted uint16) (uint16, err
 		}
 		port = l.Addr().(*net.TCPAddr).AddrPort().Port()
 		free := true
+		for _, ip := range ips {
+			packets, err := netx.Host{}.ListenPacket(ctx, "udp", netip.AddrPortFrom(ip, port).String())
+			if err != nil {
+				free = false
+				break
+			}
+			packets.Close()
+		}
 		for _, ip := range ips[1:] {
 			other, err := netx.Host{}.Listen(ctx, "tcp", netip.AddrPortFrom(ip, port).String())
 			if err != nil {

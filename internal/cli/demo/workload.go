@@ -38,7 +38,7 @@ var site embed.FS
 // largeSize is how much the large page of the site holds.
 const largeSize = 32 << 20
 
-// workloads starts the three, each on a port of the loopback that only its
+// workloads starts the four, each on a port of the loopback that only its
 // node knows, and says how they are exposed.
 func (g *Grid) workloads(ctx context.Context) error {
 	root := filepath.Join(g.Dir, "site")
@@ -61,9 +61,15 @@ func (g *Grid) workloads(ctx context.Context) error {
 	}
 	g.group.Go("workload echo", func(ctx context.Context) error { return echoTCP(ctx, echo) })
 
-	e := func(name string, p webgw.ExposureProtocol, node string, l net.Listener) Exposure {
+	packets, err := netx.Host{}.ListenPacket(ctx, "udp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	g.group.Go("workload packets", func(ctx context.Context) error { return echoUDP(ctx, packets) })
+
+	e := func(name string, p webgw.ExposureProtocol, node string, l interface{ Addr() net.Addr }) Exposure {
 		x := Exposure{Name: name, Protocol: p, Node: node, Workload: l.Addr().String()}
-		if p != webgw.TCP {
+		if !p.ByPort() {
 			for _, gw := range g.Gateways {
 				x.Hosts = append(x.Hosts, name+"."+gw.Zone)
 			}
@@ -74,7 +80,7 @@ func (g *Grid) workloads(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	g.Exposures = []Exposure{e("site", webgw.HTTP, "home", web), e("echo", webgw.TCP, "office", echo), e("vault", webgw.TLS, "office", vault)}
+	g.Exposures = []Exposure{e("site", webgw.HTTP, "home", web), e("echo", webgw.TCP, "office", echo), e("vault", webgw.TLS, "office", vault), e("packets", webgw.UDP, "home", packetAddr{packets})}
 	cert, err := g.certificate(g.Exposures[2].Hosts)
 	if err != nil {
 		return errors.Join(err, vault.Close())
@@ -158,6 +164,27 @@ func echoWebSocket(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+}
+
+// packetAddr is a UDP socket, as far as an exposure must know it.
+type packetAddr struct{ net.PacketConn }
+
+func (p packetAddr) Addr() net.Addr { return p.LocalAddr() }
+
+// echoUDP sends back the datagrams it gets.
+func echoUDP(ctx context.Context, conn net.PacketConn) error {
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	packets, err := netx.NewPackets(conn)
+	for err == nil {
+		err = packets.Receive(func(p []byte, peer netip.AddrPort, local netip.Addr) {
+			packets.Send(p, peer, local) // what is lost is lost
+		})
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 // echoTCP sends back what it gets and ends its direction when the visitor does.
