@@ -523,9 +523,10 @@ func (d *dataConn) awaitRequest() (*Request, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := new(Request)
-	err = d.openFrame(t, toNode, p, r)
-	r.Kind = d.kind
+	r := &Request{Kind: d.kind}
+	if p, err = d.unseal(t, toNode, p); err == nil {
+		err = parseRequest(p, r)
+	}
 	d.giveBack()
 	return r, err
 }
@@ -603,7 +604,7 @@ func (a *attachment) ended(r *Request, d *dataConn, began time.Time, err error) 
 // refuse answers a request with err, and skips what the gateway has sent for
 // the stream meanwhile.
 func (d *dataConn) refuse(err error) error {
-	f, err := d.sealedFrame(frameRefuse, toGateway, refusalOf(err))
+	f, err := d.refusingFrame(refusalOf(err))
 	if err != nil {
 		return err
 	}

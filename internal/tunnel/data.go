@@ -106,12 +106,26 @@ func (d *dataConn) aead(direction int) (cipher.AEAD, []byte, error) {
 	return a, nonce, err
 }
 
-// sealedFrame returns a whole frame around the JSON of body.
-func (d *dataConn) sealedFrame(t frameType, direction int, body any) ([]byte, error) {
-	plain, err := json.Marshal(body)
+// openingFrame returns the whole frame that asks for a stream.
+func (d *dataConn) openingFrame(r *Request) ([]byte, error) {
+	plain, err := appendRequest(make([]byte, 0, 256), r)
 	if err != nil {
 		return nil, err
 	}
+	return d.sealedFrame(frameOpen, toNode, plain)
+}
+
+// refusingFrame returns the whole frame that refuses one.
+func (d *dataConn) refusingFrame(r refusal) ([]byte, error) {
+	plain, err := json.Marshal(r)
+	if err != nil {
+		return nil, err
+	}
+	return d.sealedFrame(frameRefuse, toGateway, plain)
+}
+
+// sealedFrame returns a whole frame around plain.
+func (d *dataConn) sealedFrame(t frameType, direction int, plain []byte) ([]byte, error) {
 	f := make([]byte, headerLen, headerLen+len(plain)+16)
 	if d.kind == Handoff {
 		a, nonce, err := d.aead(direction)
@@ -129,17 +143,19 @@ func (d *dataConn) sealedFrame(t frameType, direction int, body any) ([]byte, er
 	return f, nil
 }
 
-func (d *dataConn) openFrame(t frameType, direction int, payload []byte, body any) error {
-	if d.kind == Handoff {
-		a, nonce, err := d.aead(direction)
-		if err != nil {
-			return err
-		}
-		if payload, err = a.Open(nil, nonce, payload, []byte{byte(t)}); err != nil {
-			return errors.New("tunnel: a request does not authenticate")
-		}
+// unseal returns what sealedFrame was given, from the frame's payload.
+func (d *dataConn) unseal(t frameType, direction int, payload []byte) ([]byte, error) {
+	if d.kind != Handoff {
+		return payload, nil
 	}
-	return json.Unmarshal(payload, body)
+	a, nonce, err := d.aead(direction)
+	if err != nil {
+		return nil, err
+	}
+	if payload, err = a.Open(nil, nonce, payload, []byte{byte(t)}); err != nil {
+		return nil, errors.New("tunnel: a request does not authenticate")
+	}
+	return payload, nil
 }
 
 var errTorn = errors.New("tunnel: an earlier write has failed")

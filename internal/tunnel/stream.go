@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -66,7 +67,7 @@ func (s *Stream) takeRequest() ([]byte, error) {
 	r := s.request
 	s.request = nil
 	s.asked.Store(true)
-	return s.d.sealedFrame(frameOpen, toNode, r)
+	return s.d.openingFrame(r)
 }
 
 // CloseWrite ends the direction to the workload.
@@ -142,7 +143,10 @@ func (d *dataConn) answer() error {
 		return err
 	}
 	var r refusal
-	if err := d.openFrame(t, toGateway, p, &r); err != nil {
+	if p, err = d.unseal(t, toGateway, p); err == nil {
+		err = json.Unmarshal(p, &r)
+	}
+	if err != nil {
 		return err
 	}
 	d.ended = true // a refusal ends the node's direction

@@ -14,7 +14,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net/netip"
 	"strings"
 
 	"webgw.dev/webgw"
@@ -44,18 +43,6 @@ func (k Kind) String() string {
 		return "flows"
 	}
 	return "unknown"
-}
-
-// Request tells the node what to connect a stream to, and for whom. A node
-// believes none of it before it has checked it against signed records.
-type Request struct {
-	Kind     Kind           `json:"-"`
-	Exposure webgw.Key      `json:"exposure"`
-	Target   string         `json:"target"`           // address as seen from the node
-	Visitor  netip.AddrPort `json:"visitor,omitzero"` // who connected
-	Local    netip.AddrPort `json:"local,omitzero"`   // where they connected to
-	Host     string         `json:"host,omitempty"`   // host or server name, if known
-	Prompt   bool           `json:"prompt,omitempty"` // the gateway waits for the answer: send it at once
 }
 
 // frameType is the first byte of a frame on a data connection; three bytes of
