@@ -198,6 +198,9 @@ func fields(r *webgw.Record) (map[string]string, error) {
 			}
 		case nil:
 		case string:
+			if x == "" { // as in match.headers: there, and not absent
+				x = `""`
+			}
 			out[path] = x
 		default:
 			out[path] = fmt.Sprint(x)
