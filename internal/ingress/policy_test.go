@@ -44,7 +44,7 @@ func (w *world) plain(h2 bool) *http.Client {
 	return c
 }
 
-func ask(t testing.TB, c *http.Client, method, url, body string, fields ...string) (int, string, http.Header) {
+func fetch(t testing.TB, c *http.Client, method, url, body string, fields ...string) (int, string, http.Header) {
 	t.Helper()
 	var b io.Reader
 	if body != "" {
@@ -331,7 +331,7 @@ func TestBodiesAreLimited(t *testing.T) {
 func TestHTTPSOnly(t *testing.T) {
 	at := told(t)
 	w := start(t, func(s *Server) { s.PublicTLSPort = 8443 }, under(web1("a", at), webgw.Policy{HTTPSOnly: true, HSTS: &webgw.HSTS{MaxAge: 60, IncludeSubdomains: true}}), web1("b", at))
-	status, _, h := ask(t, w.plain(false), "POST", "http://a.example/x/%2e?q=1", "body")
+	status, _, h := fetch(t, w.plain(false), "POST", "http://a.example/x/%2e?q=1", "body")
 	if status != 308 || h.Get("Location") != "https://a.example:8443/x/%2e?q=1" || h.Get("Strict-Transport-Security") != "" {
 		t.Error(status, h)
 	}
@@ -362,7 +362,7 @@ func TestPasswords(t *testing.T) {
 		return r.Header.Get("Authorization")
 	}
 	c := w.plain(false)
-	if status, _, h := ask(t, c, "GET", "http://a.example", ""); status != 308 || h.Get("Www-Authenticate") != "" {
+	if status, _, h := fetch(t, c, "GET", "http://a.example", ""); status != 308 || h.Get("Www-Authenticate") != "" {
 		t.Error("asked for a password in clear text:", status)
 	}
 	for _, tt := range []struct {
@@ -378,7 +378,7 @@ func TestPasswords(t *testing.T) {
 			if tt.auth != "" {
 				fields = append(fields, "Authorization", tt.auth)
 			}
-			status, body, h := ask(t, w.plain(h2), "GET", "https://a.example", "", fields...)
+			status, body, h := fetch(t, w.plain(h2), "GET", "https://a.example", "", fields...)
 			if tt.want == "" && (status != 401 || h.Get("Www-Authenticate") != `Basic realm="a.example", charset="UTF-8"`) {
 				t.Errorf("%q: %d %v", tt.auth, status, h)
 			}
@@ -387,18 +387,18 @@ func TestPasswords(t *testing.T) {
 			}
 		}
 	}
-	if status, _, _ := ask(t, c, "GET", "https://a.example", "", "Authorization", basic("ann", "pass:word"), "Authorization", basic("ann", "pass:word")); status != 401 {
+	if status, _, _ := fetch(t, c, "GET", "https://a.example", "", "Authorization", basic("ann", "pass:word"), "Authorization", basic("ann", "pass:word")); status != 401 {
 		t.Error("two credentials:", status)
 	}
 	// Who guesses is slowed down; who was right lately is not.
 	last := 0
 	for i := range 2 * failures.burst {
-		last, _, _ = ask(t, c, "GET", "https://a.example", "", "Authorization", basic("ann", fmt.Sprint("guess", i)))
+		last, _, _ = fetch(t, c, "GET", "https://a.example", "", "Authorization", basic("ann", fmt.Sprint("guess", i)))
 	}
 	if last != 429 {
 		t.Error("guessing goes on:", last)
 	}
-	if status, _, _ := ask(t, c, "GET", "https://a.example", "", "Authorization", basic("ann", "pass:word")); status != 200 {
+	if status, _, _ := fetch(t, c, "GET", "https://a.example", "", "Authorization", basic("ann", "pass:word")); status != 200 {
 		t.Error("locked out:", status)
 	}
 }
@@ -510,13 +510,13 @@ func TestTokens(t *testing.T) {
 		{"garbage", "a.b.c", false},
 	} {
 		for _, h2 := range []bool{false, true} {
-			status, body, h := ask(t, w.plain(h2), "GET", "https://a.example", "", "Authorization", "Bearer "+tt.token)
+			status, body, h := fetch(t, w.plain(h2), "GET", "https://a.example", "", "Authorization", "Bearer "+tt.token)
 			if tt.ok && (status != 200 || !strings.HasPrefix(body, "user=ann@example auth=true")) || !tt.ok && (status != 401 || h.Get("Www-Authenticate") != `Bearer error="invalid_token"`) {
 				t.Errorf("%s: %d %s %v", tt.name, status, body, h)
 			}
 		}
 	}
-	if status, _, h := ask(t, w.plain(false), "GET", "https://a.example", ""); status != 401 || h.Get("Www-Authenticate") != "Bearer" {
+	if status, _, h := fetch(t, w.plain(false), "GET", "https://a.example", ""); status != 401 || h.Get("Www-Authenticate") != "Bearer" {
 		t.Error(status, h)
 	}
 }
@@ -570,14 +570,14 @@ func TestClientCertificates(t *testing.T) {
 		return client
 	}
 	ann := clientCert(t, "ann", ca, later)
-	if status, _, h := ask(t, w.plain(false), "GET", "http://a.example/x", ""); status != 308 || h.Get("Location") != "https://a.example/x" {
+	if status, _, h := fetch(t, w.plain(false), "GET", "http://a.example/x", ""); status != 308 || h.Get("Location") != "https://a.example/x" {
 		t.Error("plain HTTP:", status)
 	}
 	for _, h2 := range []bool{false, true} {
 		known := client(h2, ann)
 		for range 2 { // on the same connection, and on a new one that might resume
 			for _, url := range []string{"https://a.example", "https://a2.example"} {
-				status, body, _ := ask(t, known, "GET", url, "", "Client-Cert", ":forged:", "X-Forwarded-Client-Subject", "CN=root")
+				status, body, _ := fetch(t, known, "GET", url, "", "Client-Cert", ":forged:", "X-Forwarded-Client-Subject", "CN=root")
 				if status != 200 || !strings.Contains(body, "cert=true subject=CN=ann print=64") {
 					t.Error(h2, status, body)
 				}
@@ -593,7 +593,7 @@ func TestClientCertificates(t *testing.T) {
 				t.Error(name, h2, res.StatusCode)
 			}
 		}
-		if _, body, _ := ask(t, known, "GET", "https://open.example", "", "Client-Cert", ":forged:"); !strings.Contains(body, "cert=false") {
+		if _, body, _ := fetch(t, known, "GET", "https://open.example", "", "Client-Cert", ":forged:"); !strings.Contains(body, "cert=false") {
 			t.Error("forged:", body)
 		}
 		if res, err := known.Get("https://b.example"); err == nil {
@@ -634,7 +634,7 @@ func TestBrokenPoliciesLetNobodyIn(t *testing.T) {
 	w := start(t, nil, under(web1("a", at), webgw.Policy{ClientCA: "broken"}), under(web1("b", at), webgw.Policy{JWT: &webgw.JWT{Keys: "broken"}}),
 		under(web1("c", at), webgw.Policy{BasicAuth: &webgw.BasicAuth{Users: []webgw.User{{Name: "x", Hash: "broken"}}}}))
 	for host, want := range map[string]int{"a": 403, "b": 401, "c": 401} {
-		if status, _, _ := ask(t, w.client(false), "GET", "https://"+host+".example", "", "Authorization", "Basic eDpicm9rZW4="); status != want {
+		if status, _, _ := fetch(t, w.client(false), "GET", "https://"+host+".example", "", "Authorization", "Basic eDpicm9rZW4="); status != want {
 			t.Error(host, status)
 		}
 	}

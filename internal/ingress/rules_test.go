@@ -90,7 +90,7 @@ func TestRulesChooseTargets(t *testing.T) {
 			if tt.want == "" {
 				u, want = "https:"+tt.path, 404
 			}
-			status, body, h := ask(t, w.plain(h2), tt.method, u, "", tt.fields...)
+			status, body, h := fetch(t, w.plain(h2), tt.method, u, "", tt.fields...)
 			if status != want || !strings.HasPrefix(body, tt.want) {
 				t.Errorf("%s %s: %d %s", tt.method, tt.path, status, body)
 			}
@@ -136,7 +136,7 @@ func TestRulesRedirect(t *testing.T) {
 		{"DELETE", "https://a.example/x", 302, "https://b.example/x"},
 		{"GET", "http://a.example/olden", 200, ""},
 	} {
-		status, _, h := ask(t, w.plain(false), tt.method, tt.url, "")
+		status, _, h := fetch(t, w.plain(false), tt.method, tt.url, "")
 		if status != tt.status || h.Get("Location") != tt.want {
 			t.Errorf("%s: %d %q", tt.url, status, h.Get("Location"))
 		}
