@@ -139,6 +139,9 @@ func TestHTTP2IsNotLooserThanHTTP1(t *testing.T) {
 		{"Transfer-Encoding", []string{":method", "POST", ":scheme", "https", ":authority", "a.example", ":path", "/", "transfer-encoding", "chunked"}, ""},
 		{"Connection", []string{":method", "GET", ":scheme", "https", ":authority", "a.example", ":path", "/", "connection", "x-forwarded-for"}, ""},
 		{"line end in a value", []string{":method", "GET", ":scheme", "https", ":authority", "a.example", ":path", "/", "x", "a\r\nb: c"}, ""},
+		{"two lengths", []string{":method", "POST", ":scheme", "https", ":authority", "a.example", ":path", "/", "content-length", "0", "content-length", "2"}, ""},
+		{"length without data", []string{":method", "POST", ":scheme", "https", ":authority", "a.example", ":path", "/", "content-length", "2"}, ""},
+		{"length with a sign", []string{":method", "POST", ":scheme", "https", ":authority", "a.example", ":path", "/", "content-length", "+0"}, ""},
 		{"line end in the path", []string{":method", "GET", ":scheme", "https", ":authority", "a.example", ":path", "/\r\nb: c"}, ""},
 		{"colon in a name", []string{":method", "GET", ":scheme", "https", ":authority", "a.example", ":path", "/", "x:y", "z"}, ""},
 	} {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -458,8 +459,21 @@ func checkHTTP2(r *http.Request) *page {
 		return &badMethod
 	case !isAuthority(host) || len(hosts) > 1 || len(hosts) == 1 && hosts[0] != r.Host:
 		return &badHost // RFC 9113 section 8.3.1
+	case !isLength(r.Header["Content-Length"], r.ContentLength):
+		return &ambiguous // RFC 9113 section 8.1.1
 	}
 	return checkTarget(method, target, host)
+}
+
+// isLength reports whether Content-Length is given at most once and is the
+// number that net/http goes by: 0 where no data follows. It sees to it that the
+// data is as long as promised.
+func isLength(values []string, goesBy int64) bool {
+	if len(values) == 0 {
+		return true
+	}
+	n, err := strconv.ParseUint(values[0], 10, 63) // takes no sign
+	return len(values) == 1 && err == nil && int64(n) == goesBy
 }
 
 // Hijack gives the connection to the proxy for an upgrade that the visitor
