@@ -29,7 +29,8 @@ type Flow interface {
 // FlowEnd is implemented by flows that may end on their own.
 type FlowEnd interface {
 	// Ended returns nil while the flow lives, then why it has ended: a
-	// *webgw.Error if the other side has refused it or was lost.
+	// *webgw.Error if the other side has refused it or was lost, another error if
+	// it was only idle.
 	Ended() error
 }
 

@@ -313,8 +313,10 @@ func (f *visitFlow) end() {
 	flow, target, err := f.flow, f.target, f.err
 	f.mu.Unlock()
 	result := resultOK
-	if e, ok := flow.(FlowEnd); ok && e.Ended() != nil {
+	if e, ok := flow.(FlowEnd); ok && isRefusal(e.Ended()) {
 		err = e.Ended()
+		target.failed(time.Now())
+		s.metrics.openErrors.WithLabelValues(string(webgw.KindOf(err))).Inc()
 	}
 	if flow != nil {
 		flow.Close() // what it returns says nothing about datagrams
@@ -322,10 +324,6 @@ func (f *visitFlow) end() {
 	switch {
 	case err != nil && f.out.Load() == 0:
 		result = resultUnreached
-		if flow != nil {
-			target.failed(time.Now())
-			s.metrics.openErrors.WithLabelValues(string(webgw.KindOf(err))).Inc()
-		}
 		s.log.Debug("no target could be reached", "exposure", f.route.Key.String(), "visitor", f.key.visitor, "err", err)
 	case err != nil:
 		result = resultBroken

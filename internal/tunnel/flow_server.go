@@ -48,7 +48,7 @@ func flowError(kind webgw.ErrorKind, public string) *webgw.Error {
 }
 
 var (
-	errFlowOver = flowError(webgw.Unavailable, "the node has ended the flow")
+	errFlowOver = errors.New("tunnel: the node has ended the flow")
 	errLinkLost = flowError(webgw.Unavailable, "the node's connection was lost")
 	errNoLink   = flowError(webgw.Unavailable, "the node did not open a data connection in time")
 )
@@ -309,8 +309,9 @@ func (f *Flow) Send(p []byte) {
 	f.flows.m.sent.Inc()
 }
 
-// Ended returns nil while the flow lives, then why it has ended: what the node
-// refused it for, or that the node was lost, as a *webgw.Error.
+// Ended returns nil while the flow lives, then why it has ended: as a
+// *webgw.Error what the node refused it for, or that the node was lost; else it
+// was idle, or closed here.
 func (f *Flow) Ended() error {
 	if e := f.end.Load(); e != nil {
 		return *e

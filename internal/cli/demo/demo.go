@@ -1,5 +1,5 @@
 // Package demo is a whole grid on one machine: a registry, two gateways, two
-// hidden nodes and three workloads behind them, all in this process, by the
+// hidden nodes and four workloads behind them, all in this process, by the
 // same code as the roles, on sockets of the loopback.
 //
 // It must not know how any role works inside: it starts them through package
