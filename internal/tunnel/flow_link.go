@@ -27,6 +27,7 @@ const (
 	// socket of Linux holds by default: more would only make datagrams late.
 	linkQueue   = 256 << 10
 	linkReserve = 32 << 10 // of it, for frames that begin and end flows
+	linkShares  = 64       // flows that the queue tells apart, by their number
 
 	// A link whose connection takes nothing for so long is lost.
 	linkStall = 10 * time.Second
@@ -79,6 +80,7 @@ type link struct {
 	d     *dataConn    // nil: not here yet
 	queue *netx.Buffer // frames that the connection has not taken; nil: none
 	over  bool
+	share [linkShares]int // bytes of datagrams in the queue, by flow
 }
 
 var _ carrier = (*link)(nil)
@@ -86,14 +88,25 @@ var _ carrier = (*link)(nil)
 func newLink() link { return link{wake: make(chan struct{}, 1), done: make(chan struct{})} }
 
 // carry implements carrier.
-func (l *link) carry(t frameType, flow uint32, p []byte) bool {
+func (l *link) carry(t frameType, flow uint32, p []byte) (carried bool) {
 	need, limit := flowHeaderLen+len(p), linkQueue
-	if t == frameData {
-		limit -= linkReserve
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	q := l.queue
+	if t == frameData {
+		// A flow may use as much as it leaves free: a flood gets half of the queue, two
+		// get a third each, and there is always room for those who send little.
+		limit -= linkReserve
+		share := &l.share[flow%linkShares]
+		if q != nil && *share > 0 && *share+need > limit-len(q.Bytes()) {
+			return false
+		}
+		defer func() {
+			if carried {
+				*share += need
+			}
+		}()
+	}
 	switch {
 	case l.over:
 		return false
@@ -149,6 +162,7 @@ func (l *link) take() *netx.Buffer {
 	defer l.mu.Unlock()
 	q := l.queue
 	l.queue = nil
+	l.share = [linkShares]int{}
 	return q
 }
 
