@@ -493,7 +493,7 @@ func coderClient(t *testing.T, way wsWay) {
 	c := open()
 	defer c.CloseNow()
 	pinged := make(chan error, 1)
-	for i, size := range []int{0, 1, 125, 1000, 65536, 1 << 20, 1 << 24} {
+	for i, size := range []int{0, 1, 125, 1000, 65536, 1 << 20, 1 << 21} {
 		want := make([]byte, size)
 		newNoise(int64(size)).Read(want[:size/2]) // the other half compresses well
 		if err := c.Write(ctx, websocket.MessageBinary, want); err != nil {
