@@ -183,6 +183,7 @@ type Exposure struct {
 	Gateways []ID             `json:"gateways"`           // placement: which gateways carry it
 	Targets  []Target         `json:"targets,omitempty"`  // where it leads, any of them serves; may be missing if there are rules
 	Upstream Upstream         `json:"upstream,omitempty"` // http: how the workload is spoken to; "" is auto
+	QUIC     bool             `json:"quic,omitempty"`     // tls: QUIC for these hosts is passed through, too, as UDP to the same targets
 
 	ProxyProtocol ProxyProtocol `json:"proxyProtocol,omitempty"` // tcp, tls: the workload is told the visitor's address so; "": not
 	Policy        *Policy       `json:"policy,omitempty"`        // who may use it, and how much; nil: no limits of its own
@@ -255,6 +256,9 @@ func (e *Exposure) validate() error {
 	if e.Upstream != "" && e.Protocol != HTTP {
 		return invalid("upstream", "belongs to protocol http only")
 	}
+	if e.QUIC && e.Protocol != TLS {
+		return invalid("quic", "belongs to protocol tls only; for http gateways speak HTTP/3 themselves")
+	}
 	if len(e.Gateways) == 0 {
 		return invalid("gateways", "must name at least one gateway")
 	}
@@ -268,8 +272,8 @@ func (e *Exposure) validate() error {
 		if err := in(index("targets", i), t.validate()); err != nil {
 			return err
 		}
-		if e.Protocol == UDP && strings.HasPrefix(t.Address, "unix:") {
-			return invalid(index("targets", i)+".address", "a socket of the file system takes no datagrams of protocol udp")
+		if (e.Protocol == UDP || e.QUIC) && strings.HasPrefix(t.Address, "unix:") {
+			return invalid(index("targets", i)+".address", "a socket of the file system takes no datagrams")
 		}
 		if slices.Contains(e.Targets[:i], t) {
 			return invalid(index("targets", i), "stands twice")

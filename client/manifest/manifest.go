@@ -180,7 +180,7 @@ func Format(r *webgw.Record, label func(kind webgw.Kind, id webgw.ID) string) ([
 	switch {
 	case r.Exposure != nil:
 		e := exposure{head: h, Protocol: string(r.Exposure.Protocol), Hosts: r.Exposure.Hosts, Port: r.Exposure.Port, Upstream: string(r.Exposure.Upstream),
-			ProxyProtocol: string(r.Exposure.ProxyProtocol), Policy: r.Exposure.Policy}
+			QUIC: r.Exposure.QUIC, ProxyProtocol: string(r.Exposure.ProxyProtocol), Policy: r.Exposure.Policy}
 		for _, g := range r.Exposure.Gateways {
 			e.Gateways = append(e.Gateways, ref(webgw.KindGateway, g))
 		}
@@ -283,6 +283,7 @@ type exposure struct {
 	Gateways []Ref    `yaml:"gateways"`
 	Targets  []target `yaml:"targets,omitempty"`
 	Upstream string   `yaml:"upstream,omitempty"`
+	QUIC     bool     `yaml:"quic,omitempty"`
 
 	ProxyProtocol string        `yaml:"proxyProtocol,omitempty"`
 	Policy        *webgw.Policy `yaml:"policy,omitempty"`
@@ -335,7 +336,7 @@ type body interface {
 }
 
 func (e *exposure) fill(r *webgw.Record, res *resolver) error {
-	x := &webgw.Exposure{Protocol: webgw.ExposureProtocol(e.Protocol), Port: e.Port, Upstream: webgw.Upstream(e.Upstream), ProxyProtocol: webgw.ProxyProtocol(e.ProxyProtocol), Policy: e.Policy}
+	x := &webgw.Exposure{Protocol: webgw.ExposureProtocol(e.Protocol), Port: e.Port, Upstream: webgw.Upstream(e.Upstream), QUIC: e.QUIC, ProxyProtocol: webgw.ProxyProtocol(e.ProxyProtocol), Policy: e.Policy}
 	for i, h := range e.Hosts {
 		host, err := Host(fmt.Sprintf("hosts[%d]", i), h, true)
 		if err != nil {

@@ -34,7 +34,10 @@ type exposeUDP struct {
 	Port uint16 `help:"Public port; none takes a free one."`
 }
 
-type exposeTLS struct{ exposing }
+type exposeTLS struct {
+	exposing
+	QUIC bool `name:"quic" help:"The server takes QUIC, too, at the same address by UDP."`
+}
 
 // exposing is what the verbs below expose have in common.
 type exposing struct {
@@ -50,6 +53,7 @@ type exposing struct {
 	protocol webgw.ExposureProtocol
 	Upstream string `kong:"-"`
 	Port     uint16 `kong:"-"`
+	QUIC     bool   `kong:"-"`
 }
 
 func (v *exposeHTTP) Run(ctx context.Context, a *app) error {
@@ -75,7 +79,7 @@ func (v *exposing) byPort(ctx context.Context, a *app, protocol webgw.ExposurePr
 }
 
 func (v *exposeTLS) Run(ctx context.Context, a *app) error {
-	v.protocol = webgw.TLS
+	v.protocol, v.exposing.QUIC = webgw.TLS, v.QUIC
 	return v.run(ctx, a)
 }
 

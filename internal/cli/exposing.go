@@ -75,7 +75,7 @@ func randomName() string {
 
 // plan works out the record: its name, gateways, hosts or port.
 func (v *exposing) plan(ctx context.Context, d *directory) (*plan, error) {
-	p := &plan{name: v.Name, exposure: webgw.Exposure{Protocol: v.protocol, Upstream: webgw.Upstream(v.Upstream)}}
+	p := &plan{name: v.Name, exposure: webgw.Exposure{Protocol: v.protocol, Upstream: webgw.Upstream(v.Upstream), QUIC: v.QUIC}}
 	domains := make([]string, len(v.Domains))
 	for i, s := range v.Domains {
 		h, err := manifest.Host("domain", s, true)

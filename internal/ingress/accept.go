@@ -82,6 +82,9 @@ func (s *Server) Listen(ctx context.Context) error {
 	s.web.start()
 	for _, l := range s.fixed {
 		s.listeners.Go(func() { s.accept(l) })
+		if s.QUIC && l.speaks == "tls" {
+			s.startQUICLocked(l)
+		}
 	}
 	s.syncPortsLocked()
 	return nil

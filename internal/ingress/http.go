@@ -296,6 +296,7 @@ func (x *exchange) WriteHeader(status int) {
 	if x.status == 0 && status >= 200 {
 		x.status = status
 		x.finish()
+		x.announce()
 		if x.conn.filter != nil {
 			x.conn.filter.Resume()
 		}

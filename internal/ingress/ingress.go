@@ -78,6 +78,7 @@ type Server struct {
 	HTTPAddr string // of the HTTP port, host:port; "": none
 	TLSAddr  string // of the TLS port; "": none
 	BindHost string // where TCP ports are opened; "": on all addresses
+	QUIC     bool   // UDP is taken at the TLS port's address, too: HTTP/3, and QUIC for workloads
 	Name     string // of the gateway, for error pages and Via; "": "webgw"
 
 	Net          netx.Net           // nil: the machine's own
@@ -102,8 +103,10 @@ type Server struct {
 	table     atomic.Pointer[Table]
 	doors     doors
 	flowDoors flowDoors
-	buckets   buckets // of policies' rates
-	hashing   hashing // of policies' passwords
+	buckets   buckets   // of policies' rates
+	hashing   hashing   // of policies' passwords
+	quic      *quicPort // nil: none
+	altSvc    string    // tells visitors of HTTP/3; "": there is none
 
 	once    sync.Once
 	limits  Limits // with defaults
@@ -255,6 +258,9 @@ func (s *Server) Shutdown(ctx context.Context) {
 	again := s.stopping
 	s.stopping = true
 	if !again {
+		if s.quic != nil {
+			s.quic.drain(s.ctx)
+		}
 		for _, l := range s.fixed {
 			l.Close()
 		}
@@ -299,6 +305,9 @@ func (s *Server) Shutdown(ctx context.Context) {
 	stop()
 	s.cut()
 	<-web
+	if s.quic != nil {
+		s.quic.end()
+	}
 	s.web.close()
 	if t := s.table.Load(); t != nil {
 		for _, r := range t.routes {

@@ -63,8 +63,16 @@ func proved(g *guard, t *tls.Conn) *proof {
 	if g == nil {
 		return nil
 	}
+	state := t.ConnectionState()
+	return provedBy(g, &state)
+}
+
+func provedBy(g *guard, state *tls.ConnectionState) *proof {
+	if g == nil {
+		return nil
+	}
 	p := &proof{guard: g}
-	if chains := t.ConnectionState().VerifiedChains; len(chains) > 0 {
+	if chains := state.VerifiedChains; len(chains) > 0 {
 		p.leaf = chains[0][0]
 	}
 	return p

@@ -207,7 +207,7 @@ func overH2C(u webgw.Upstream, r *http.Request) bool {
 		return false
 	}
 	kind := r.Header.Get("Content-Type")
-	return r.ProtoMajor == 2 && (kind == "application/grpc" || strings.HasPrefix(kind, "application/grpc+") || strings.HasPrefix(kind, "application/grpc;"))
+	return r.ProtoMajor >= 2 && (kind == "application/grpc" || strings.HasPrefix(kind, "application/grpc+") || strings.HasPrefix(kind, "application/grpc;"))
 }
 
 // attempt is the request's body during one attempt to send it. Closing it

@@ -26,15 +26,22 @@ const (
 	flowPause = 250 * time.Millisecond
 )
 
-// udpPort is an open UDP port and the flows of its visitors.
-type udpPort struct {
+// flowPort is an open UDP port.
+type flowPort struct {
 	s       *Server
 	port    uint16
+	carries string        // label of metrics, and in access logs
+	idle    time.Duration // after which a flow without a datagram ends
 	conn    net.PacketConn
 	packets netx.Packets
 	ctx     context.Context // of what is being opened
 	close   context.CancelFunc
 	opening sync.WaitGroup // added to by the receiver only
+}
+
+// udpPort is the port of an exposure and the flows of its visitors.
+type udpPort struct {
+	flowPort
 
 	mu    sync.Mutex
 	flows map[flowKey]*visitFlow
@@ -48,9 +55,12 @@ type flowKey struct {
 
 // visitFlow is one visitor's flow.
 type visitFlow struct {
-	p         *udpPort
+	p         *flowPort
+	books     flowBooks
 	key       flowKey
+	host      string // server name, "" for udp
 	route     *Route
+	only      *target // nil: any of the route's
 	since     time.Time
 	last      atomic.Int64 // when a datagram passed, Unix nanoseconds
 	in, out   atomic.Int64 // bytes to and from the workload
@@ -64,6 +74,13 @@ type visitFlow struct {
 	early  [][]byte
 	held   int   // bytes in early
 	err    error // why it could not be opened
+}
+
+// flowBooks is who keeps flows.
+type flowBooks interface {
+	leads(f *visitFlow, t *Table) *Route      // where the flow would lead by t, or nil
+	heard(f *visitFlow, to *target, p []byte) // the workload has sent p
+	forget(f *visitFlow) bool                 // takes f off the books; false if it is on them no more
 }
 
 // syncUDPLocked opens and closes UDP ports as the table says.
@@ -97,18 +114,23 @@ func (s *Server) listenUDP(port uint16) (*udpPort, error) {
 	if s.Flows == nil {
 		return nil, errNoFlows
 	}
-	conn, err := s.Net.ListenPacket(s.ctx, "udp", net.JoinHostPort(s.BindHost, strconv.Itoa(int(port))))
-	if err != nil {
-		return nil, err
+	p := &udpPort{flows: map[flowKey]*visitFlow{}}
+	return p, p.open(s, net.JoinHostPort(s.BindHost, strconv.Itoa(int(port))), string(webgw.UDP))
+}
+
+// open opens the port at an address.
+func (p *flowPort) open(s *Server, address, carries string) (err error) {
+	p.s, p.carries, p.idle = s, carries, s.limits.FlowIdle
+	if p.conn, err = s.Net.ListenPacket(s.ctx, "udp", address); err != nil {
+		return err
 	}
-	packets, err := netx.NewPackets(conn)
-	if err != nil {
-		conn.Close()
-		return nil, err
+	if p.packets, err = netx.NewPackets(p.conn); err != nil {
+		p.conn.Close()
+		return err
 	}
-	p := &udpPort{s: s, port: port, conn: conn, packets: packets, flows: map[flowKey]*visitFlow{}}
+	p.port = addrPort(p.conn.LocalAddr()).Port()
 	p.ctx, p.close = context.WithCancel(s.ctx)
-	return p, nil
+	return nil
 }
 
 // closeUDPLocked closes a port. Its flows, which have no end of their own, end
@@ -124,9 +146,17 @@ func (s *Server) closeUDPLocked(port uint16) {
 
 // receive takes in datagrams until the port is closed.
 func (p *udpPort) receive() {
+	p.receiveAll(p.take)
+	for _, f := range p.all() {
+		f.end()
+	}
+}
+
+// receiveAll gives datagrams to take until the port is closed.
+func (p *flowPort) receiveAll(take func(b []byte, visitor netip.AddrPort, local netip.Addr)) {
 	pause := time.Duration(0)
 	for {
-		err := p.packets.Receive(p.take)
+		err := p.packets.Receive(take)
 		if errors.Is(err, net.ErrClosed) {
 			break
 		}
@@ -144,9 +174,6 @@ func (p *udpPort) receive() {
 	}
 	p.close() // also when the machine's network ended it
 	p.opening.Wait()
-	for _, f := range p.all() {
-		f.end()
-	}
 }
 
 func (p *udpPort) all() []*visitFlow {
@@ -171,6 +198,11 @@ func (p *udpPort) take(b []byte, visitor netip.AddrPort, local netip.Addr) {
 			return
 		}
 	}
+	f.take(b, now)
+}
+
+// take passes one datagram of the visitor on.
+func (f *visitFlow) take(b []byte, now time.Time) {
 	f.last.Store(now.UnixNano())
 	f.in.Add(int64(len(b)))
 	if !f.confirmed.Load() && f.replied.Load() {
@@ -185,18 +217,48 @@ func (p *udpPort) take(b []byte, visitor netip.AddrPort, local netip.Addr) {
 		f.early = append(f.early, slices.Clone(b))
 		f.held += len(b)
 	default:
-		p.s.metrics.datagramsDropped.Inc()
+		f.p.s.metrics.datagramsDropped.Inc()
 	}
 }
 
 // begin makes a flow and starts to open it; nil if it must not be.
 func (p *udpPort) begin(key flowKey, now time.Time) *visitFlow {
-	s := p.s
-	t := s.table.Load()
+	t := p.s.table.Load()
 	r := t.UDP(p.port)
 	if r == nil { // withdrawn this very moment
 		return nil
 	}
+	f := p.admit(&visitFlow{p: &p.flowPort, books: p, key: key, route: r, table: t, since: now})
+	if f == nil {
+		return nil
+	}
+	p.mu.Lock()
+	p.flows[key] = f
+	p.mu.Unlock()
+	p.opening.Go(f.open)
+	return f
+}
+
+// leads implements flowBooks.
+func (p *udpPort) leads(_ *visitFlow, t *Table) *Route { return t.UDP(p.port) }
+
+// heard implements flowBooks.
+func (p *udpPort) heard(*visitFlow, *target, []byte) {}
+
+// forget implements flowBooks.
+func (p *udpPort) forget(f *visitFlow) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	mine := p.flows[f.key] == f
+	if mine {
+		delete(p.flows, f.key)
+	}
+	return mine
+}
+
+// admit counts a flow in; it returns nil if a limit or the policy forbids it.
+func (p *flowPort) admit(f *visitFlow) *visitFlow {
+	s, key, r := p.s, f.key, f.route
 	addr := key.visitor.Addr().WithZone("")
 	if reason := s.flowDoors.enter(addr, &s.limits); reason != "" {
 		s.metrics.refused(reason)
@@ -207,12 +269,7 @@ func (p *udpPort) begin(key flowKey, now time.Time) *visitFlow {
 		s.metrics.refused(reason)
 		return nil
 	}
-	s.metrics.streams.WithLabelValues(string(webgw.UDP)).Inc()
-	f := &visitFlow{p: p, key: key, route: r, table: t, since: now}
-	p.mu.Lock()
-	p.flows[key] = f
-	p.mu.Unlock()
-	p.opening.Go(f.open)
+	s.metrics.streams.WithLabelValues(p.carries).Inc()
 	return f
 }
 
@@ -221,18 +278,28 @@ func (f *visitFlow) open() {
 	s := f.p.s
 	ctx, cancel := context.WithTimeout(f.p.ctx, 3*s.limits.Open)
 	defer cancel()
-	from := Origin{Visitor: f.key.visitor, Local: netip.AddrPortFrom(f.key.local, f.p.port), Protocol: webgw.UDP}
+	from := Origin{Visitor: f.key.visitor, Local: netip.AddrPortFrom(f.key.local, f.p.port), Host: f.host, Protocol: f.route.Exposure.Protocol}
 	turn := f.route.turn()
+	next := func() *target {
+		if f.only == nil {
+			return turn.pick(time.Now())
+		}
+		if turn.tried != 0 {
+			return nil
+		}
+		turn.tried = 1
+		return f.only
+	}
 	var flow Flow
 	var t *target
 	err := error(&webgw.Error{Op: "open flow", Kind: webgw.Unavailable, Public: "no target is left to try"})
-	for t = turn.pick(time.Now()); t != nil && ctx.Err() == nil; t = turn.pick(time.Now()) {
+	for t = next(); t != nil && ctx.Err() == nil; t = next() {
 		start, to := time.Now(), t
 		one, cancel := context.WithTimeout(ctx, s.limits.Open)
 		flow, err = s.Flows.OpenFlow(one, f.route, t.Target, from, func(p []byte) { f.reply(to, p) })
 		cancel()
 		if err == nil {
-			s.metrics.open.WithLabelValues(string(webgw.UDP)).Observe(time.Since(start).Seconds())
+			s.metrics.open.WithLabelValues(f.p.carries).Observe(time.Since(start).Seconds())
 			break
 		}
 		if ctx.Err() == nil {
@@ -260,6 +327,7 @@ func (f *visitFlow) reply(t *target, p []byte) {
 	if !f.replied.Swap(true) {
 		t.worked()
 	}
+	f.books.heard(f, t, p)
 	if err := f.p.packets.Send(p, f.key.visitor, f.key.local); err != nil {
 		f.p.s.metrics.datagramsDropped.Inc()
 		return
@@ -270,7 +338,7 @@ func (f *visitFlow) reply(t *target, p []byte) {
 // done reports whether the flow is of no use any more: it is idle, has ended, or
 // leads where the routing table does not.
 func (f *visitFlow) done(now time.Time) bool {
-	idle := f.p.s.limits.FlowIdle
+	idle := f.p.idle
 	if !f.confirmed.Load() {
 		idle /= 4
 	}
@@ -287,7 +355,7 @@ func (f *visitFlow) done(now time.Time) bool {
 	}
 	if t := f.p.s.table.Load(); t != f.table {
 		f.table = t
-		r := t.UDP(f.p.port)
+		r := f.books.leads(f, t)
 		leads := r != nil && r.Key == f.route.Key && slices.Contains(r.Exposure.Targets, f.target.Target)
 		if !leads || r.guard != nil && !r.guard.ready(f.p.s).lets(f.key.visitor.Addr().WithZone("")) {
 			return true
@@ -299,14 +367,8 @@ func (f *visitFlow) done(now time.Time) bool {
 
 // end takes the flow off the books and tells how it went.
 func (f *visitFlow) end() {
-	p, s := f.p, f.p.s
-	p.mu.Lock()
-	mine := p.flows[f.key] == f
-	if mine {
-		delete(p.flows, f.key)
-	}
-	p.mu.Unlock()
-	if !mine {
+	s := f.p.s
+	if !f.books.forget(f) {
 		return
 	}
 	f.mu.Lock()
@@ -330,7 +392,7 @@ func (f *visitFlow) end() {
 	}
 	f.route.release()
 	s.flowDoors.leave(f.key.visitor.Addr().WithZone(""))
-	proto := string(webgw.UDP)
+	proto := f.p.carries
 	s.metrics.streams.WithLabelValues(proto).Dec()
 	s.metrics.join.WithLabelValues(proto).Observe(time.Since(f.since).Seconds())
 	s.metrics.result(proto, result)

@@ -107,8 +107,9 @@ func (a *allowed) judge(self, gateway webgw.ID, r tunnel.Request, now time.Time)
 	if want := (webgw.Target{Node: self, Address: r.Target}); !e.Exposure.LeadsTo(func(t webgw.Target) bool { return t == want }) {
 		return reasonTarget, forbidden("the exposure does not lead to this target")
 	}
-	if (r.Kind == tunnel.Flows) != (e.Exposure.Protocol == webgw.UDP) {
-		return reasonKind, forbidden("datagrams lead to exposures of protocol udp, streams to the others")
+	datagrams := e.Exposure.Protocol == webgw.UDP || e.Exposure.Protocol == webgw.TLS && e.Exposure.QUIC
+	if r.Kind == tunnel.Flows && !datagrams || r.Kind != tunnel.Flows && e.Exposure.Protocol == webgw.UDP {
+		return reasonKind, forbidden("datagrams lead to exposures of protocol udp, or tls with quic, streams to all but udp")
 	}
 	if r.Kind == tunnel.Handoff && e.Exposure.Protocol != webgw.TLS {
 		return reasonKind, forbidden("only exposures of protocol tls may be handed off")
