@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"os"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -13,11 +12,6 @@ const (
 	tidyEvery = 5 * time.Second
 	tidyQuiet = 4 << 20 // bytes allocated since the last look that still count as quiet
 	tidyWorth = 4 << 20 // bytes that must be to gain, and a quarter of what is in use
-
-	// How much may be allocated before the next collection, as a percentage of
-	// what is live: little is, in a busy gateway, and Tidy collects the rest
-	// when it is quiet. GOGC in the environment has the last word.
-	gcPercent = 400
 )
 
 // Tidy gives memory back to the machine in quiet moments, until ctx ends. After
@@ -25,9 +19,6 @@ const (
 // grown; left alone, the runtime collects that only when as much again has been
 // allocated, or minutes later. It is for whole processes: one per process.
 func Tidy(ctx context.Context) {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
 	tick := time.NewTicker(tidyEvery)
 	defer tick.Stop()
 	read := []metrics.Sample{
