@@ -75,6 +75,7 @@ type freshKey struct {
 type fresh struct {
 	since  time.Time
 	reader *initialReader // nil: the connection ends here
+	scid   connID
 	held   [][]byte
 	wait   int // bytes in held
 	bytes  int // that the entry counts for, with what the reader holds
@@ -86,8 +87,9 @@ type lane struct {
 	host   string
 	target *target  // nil as long as the workload has not answered
 	ids    []connID // of the workload's choice, oldest first
-	first  connID   // of the visitor's
 	flows  int      // one per address that the visitor has come from
+
+	first, visitor connID // the ids that the visitor began with: for the workload, and its own
 }
 
 // listenQUIC opens the port with the number that the TLS port has.
@@ -156,7 +158,7 @@ func (p *quicPort) takeLong(b []byte, key flowKey) {
 		return
 	}
 	now := time.Now()
-	if f := p.flowTo(key, h.dcid, len(h.dcid) > 0, now); f != nil {
+	if f := p.flowTo(key, h.dcid, &h, now); f != nil {
 		f.take(b, now)
 		return
 	}
@@ -175,7 +177,7 @@ func (p *quicPort) takeLong(b []byte, key flowKey) {
 			p.drop()
 			return
 		}
-		p.feed(k, &fresh{since: now, reader: reader}, b)
+		p.feed(k, &fresh{since: now, reader: reader, scid: connIDOf(h.scid)}, b)
 	default:
 		p.drop()
 	}
@@ -184,7 +186,7 @@ func (p *quicPort) takeLong(b []byte, key flowKey) {
 // takeShort passes a packet on of an established connection with a workload.
 func (p *quicPort) takeShort(b []byte, key flowKey) {
 	now := time.Now()
-	f := p.flowTo(key, b[1:], false, now)
+	f := p.flowTo(key, b[1:], nil, now)
 	if f == nil {
 		p.drop()
 		return
@@ -192,11 +194,11 @@ func (p *quicPort) takeShort(b []byte, key flowKey) {
 	f.take(b, now)
 }
 
-// flowTo returns the flow by which a packet goes on whose id is, or if that is
-// not whole begins with, id; or nil. A visitor whose address has changed gets
-// another flow.
-func (p *quicPort) flowTo(key flowKey, id []byte, whole bool, now time.Time) *visitFlow {
-	f := p.lookUp(key, id, whole)
+// flowTo returns the flow by which a packet goes on, or nil. id is the packet's,
+// or in a packet without a long header, what begins with it. A visitor whose
+// address has changed gets another flow.
+func (p *quicPort) flowTo(key flowKey, id []byte, h *longHeader, now time.Time) *visitFlow {
+	f := p.lookUp(key, id, h)
 	if f != nil && f.done(now) {
 		f.end()
 		f = nil
@@ -211,9 +213,10 @@ func (p *quicPort) flowTo(key flowKey, id []byte, whole bool, now time.Time) *vi
 }
 
 // lookUp finds a flow of the visitor's address: the one whose connection has the
-// id, else, unless the id is another connection's, the latest: workloads give
-// ids out that nobody but the visitor sees.
-func (p *quicPort) lookUp(key flowKey, id []byte, whole bool) (latest *visitFlow) {
+// id, else, unless the id is another connection's, the one whose visitor has the
+// long header's source, else the latest: workloads give ids out that nobody but
+// the visitor sees. Packets that may begin a connection go by their id alone.
+func (p *quicPort) lookUp(key flowKey, id []byte, h *longHeader) (found *visitFlow) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	flows := p.flows[key]
@@ -221,19 +224,30 @@ func (p *quicPort) lookUp(key flowKey, id []byte, whole bool) (latest *visitFlow
 		if p.lanes[f].has(id) {
 			return f
 		}
-		if latest == nil || f.last.Load() > latest.last.Load() {
-			latest = f
-		}
 	}
-	if whole || latest == nil || p.lanes[latest].target == nil || p.byIDLocked(id) != nil {
+	if len(flows) == 0 || h != nil && h.kind != quicHandshake && len(id) > 0 || p.byIDLocked(id) != nil {
 		return nil
 	}
-	if l := p.lanes[latest]; len(flows) == 1 && len(l.ids) > 0 {
+	sure := len(flows) == 1
+	for _, f := range flows {
+		if h != nil && len(h.scid) > 0 && string(p.lanes[f].visitor.bytes()) == string(h.scid) {
+			found, sure = f, true
+			break
+		}
+		if found == nil || f.last.Load() > found.last.Load() {
+			found = f
+		}
+	}
+	l := p.lanes[found]
+	if l.target == nil {
+		return nil // the workload has not answered: its ids are not known to the visitor
+	}
+	if sure && len(l.ids) > 0 {
 		if n := int(l.ids[0].n); n <= len(id) {
 			p.learnLocked(l, connIDOf(id[:n]))
 		}
 	}
-	return latest
+	return found
 }
 
 // has reports whether id is, or begins with, one of the connection's.
@@ -322,7 +336,7 @@ func (p *quicPort) feed(k freshKey, n *fresh, b []byte) {
 			return
 		}
 		now := time.Now()
-		f := p.begin(&lane{key: r.Key, host: webgw.NormalizeHost(hello.ServerName), first: k.dcid}, k.flowKey, now)
+		f := p.begin(&lane{key: r.Key, host: webgw.NormalizeHost(hello.ServerName), first: k.dcid, visitor: n.scid}, k.flowKey, now)
 		if f == nil {
 			return
 		}

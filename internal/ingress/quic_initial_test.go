@@ -126,6 +126,11 @@ func TestInitialKeysOfTheRFCs(t *testing.T) {
 // seal makes an Initial packet; frames is padded to fill a datagram of size.
 func seal(t testing.TB, version uint32, dcid []byte, pn uint32, frames []byte, size int) []byte {
 	t.Helper()
+	return sealFrom(t, []byte{9, 9, 9, 9}, version, dcid, pn, frames, size)
+}
+
+func sealFrom(t testing.TB, scid []byte, version uint32, dcid []byte, pn uint32, frames []byte, size int) []byte {
+	t.Helper()
 	k, err := newInitialKeys(version, dcid)
 	if err != nil {
 		t.Fatal(err)
@@ -136,8 +141,8 @@ func seal(t testing.TB, version uint32, dcid []byte, pn uint32, frames []byte, s
 	}
 	p := binary.BigEndian.AppendUint32([]byte{first}, version)
 	p = append(append(p, byte(len(dcid))), dcid...)
-	p = append(p, 4, 9, 9, 9, 9) // source id
-	p = append(p, 0)             // token
+	p = append(append(p, byte(len(scid))), scid...)
+	p = append(p, 0) // token
 	n := max(size-len(p)-2, 4+len(frames)+k.aead.Overhead(), 4+20)
 	p = binary.BigEndian.AppendUint16(p, 0x4000|uint16(n))
 	at := len(p)
