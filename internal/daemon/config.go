@@ -47,6 +47,7 @@ type GatewayConfig struct {
 	Bind           string         `yaml:"bind" help:"Address that public listeners bind to; empty is all." placeholder:"IP"`
 	HTTPAddr       string         `name:"http-addr" yaml:"http-addr" help:"host:port for plain HTTP; empty is :80, 'off' is none." placeholder:"HOST:PORT"`
 	TLSAddr        string         `name:"tls-addr" yaml:"tls-addr" help:"host:port for TLS, nodes and the embedded registry; empty is :443." placeholder:"HOST:PORT"`
+	NoQUIC         bool           `name:"no-quic" yaml:"no-quic" help:"Take no UDP at the TLS port: no HTTP/3, and no QUIC for workloads."`
 	Ports          webgw.PortSet  `yaml:"ports" help:"Public TCP ports on offer; empty is 20000-20999, 'off' is none." placeholder:"PORTS"`
 	Addresses      []string       `name:"address" yaml:"addresses" help:"host:port where nodes reach the TLS port, best first; none derives it from the zone or the host name." placeholder:"HOST:PORT"`
 	PublicHTTPPort uint16         `name:"public-http-port" yaml:"public-http-port" help:"Plain HTTP port as visitors see it; 0 is the one of http-addr."`
