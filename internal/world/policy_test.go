@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/pires/go-proxyproto"
 
@@ -89,6 +90,16 @@ func TestProxyHeadersReachTheWorkload(t *testing.T) {
 		home := w.Node("home1", BehindNAT)
 		w.Gateway("gent")
 		headers := make(chan *proxyproto.Header, 1)
+		next := func() *proxyproto.Header {
+			t.Helper()
+			select {
+			case h := <-headers:
+				return h
+			case <-time.After(10 * time.Second):
+				t.Fatal("no PROXY header has come")
+				return nil
+			}
+		}
 		told := func(serve func(net.Conn)) func(net.Conn) {
 			return func(c net.Conn) {
 				r := bufio.NewReader(c)
@@ -115,7 +126,7 @@ func TestProxyHeadersReachTheWorkload(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			h := <-headers
+			h := next()
 			if from := c.LocalAddr().String(); h.SourceAddr.String() != from {
 				t.Errorf("%s: %s, from %s", version, h.SourceAddr, from)
 			}
@@ -123,7 +134,7 @@ func TestProxyHeadersReachTheWorkload(t *testing.T) {
 				t.Errorf("%s: %q, %v", version, got, err)
 			}
 			w.Get("https://vault.example/").Want(200, "hello in TLS")
-			h = <-headers
+			h = next()
 			tlvs, err := h.TLVs()
 			if named := slices.ContainsFunc(tlvs, func(v proxyproto.TLV) bool {
 				return v.Type == proxyproto.PP2_TYPE_AUTHORITY && string(v.Value) == "vault.example"

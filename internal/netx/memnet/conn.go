@@ -197,6 +197,14 @@ func (c *Conn) Unheard() time.Duration {
 	return time.Since(c.heard)
 }
 
+// Alive reports for netx.Alive that the peer has neither ended the connection
+// nor sent anything that was not read.
+func (c *Conn) Alive() bool {
+	c.wire.mu.Lock()
+	defer c.wire.mu.Unlock()
+	return !c.closed && !c.reset && !c.eof && c.ready.Len() == 0
+}
+
 func (wr *wire) setCut(cut bool) {
 	wr.mu.Lock()
 	defer wr.mu.Unlock()
