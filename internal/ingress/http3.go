@@ -493,7 +493,15 @@ func (c *quicConn) SetReadDeadline(t time.Time) error {
 	}
 	passed := c.deadline
 	if wait := time.Until(t); wait > 0 {
-		c.timer = time.AfterFunc(wait, func() { close(passed) })
+		c.timer = time.AfterFunc(wait, func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			select {
+			case <-passed: // by another deadline, set as this one passed
+			default:
+				close(passed)
+			}
+		})
 	} else {
 		close(passed)
 	}
