@@ -104,7 +104,12 @@ func (s *Stream) flushRequest() error {
 	if s.asked.Load() {
 		return nil
 	}
-	s.wmu.Lock()
+	// Whoever holds the lock sends the request before anything else, or closes the
+	// stream. Waiting for it could be for ever: its bytes may be held up until
+	// ours are read.
+	if !s.wmu.TryLock() {
+		return nil
+	}
 	defer s.wmu.Unlock()
 	if s.isClosed() {
 		return net.ErrClosed // its connection may serve somebody else by now
