@@ -426,7 +426,12 @@ func (a *attachment) dialData(ctx context.Context, kind Kind) (*dataConn, error)
 	fail := func(err error) (*dataConn, error) { raw.Close(); return nil, err }
 	raw.SetDeadline(time.Now().Add(handshakeTimeout))
 	w := newWire(raw, nil)
-	conn := tls.Client(w, a.dataTLS)
+	config := a.dataTLS
+	if kind == Handoff {
+		config = config.Clone()
+		config.CurvePreferences = []tls.CurveID{tls.X25519} // its secrets don't hang on it alone: see newDataConn
+	}
+	conn := tls.Client(w, config)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return fail(err)
 	}
@@ -443,7 +448,7 @@ func (a *attachment) dialData(ctx context.Context, kind Kind) (*dataConn, error)
 	if kind == Flows {
 		netx.TuneFlows(raw)
 	}
-	d, err := newDataConn(kind, conn, w)
+	d, err := newDataConn(kind, conn, w, a.secret)
 	if err != nil {
 		return fail(err)
 	}

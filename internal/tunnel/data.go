@@ -3,6 +3,7 @@ package tunnel
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/tls"
@@ -71,16 +72,23 @@ type dataConn struct {
 	bytesIn, bytesOut atomic.Int64 // stream payload received and sent on this connection
 }
 
-// newDataConn takes over a connection after its handshake and attach message.
-func newDataConn(kind Kind, t *tls.Conn, w *wire) (*dataConn, error) {
+// newDataConn takes over a connection of the session with that secret, after
+// its handshake and attach message.
+func newDataConn(kind Kind, t *tls.Conn, w *wire, secret []byte) (*dataConn, error) {
 	d := &dataConn{kind: kind, raw: w.Conn}
 	if kind != Handoff {
 		w.batch()
 		d.tls, d.wire = t, w
 		return d, nil
 	}
+	// The secret came over the control connection, whose key exchange is
+	// post-quantum; this connection's need not be then, which costs less.
 	cs := t.ConnectionState()
-	key, err := cs.ExportKeyingMaterial(labelHandoff, nil, 64)
+	exported, err := cs.ExportKeyingMaterial(labelHandoff, nil, 32)
+	if err != nil {
+		return nil, err
+	}
+	key, err := hkdf.Key(sha256.New, exported, secret, labelHandoff, 64)
 	if err != nil {
 		return nil, err
 	}
@@ -495,7 +503,7 @@ func (d *dataConn) sendAccepted(src net.Conn, accept []byte) error {
 // restAfter is how many bytes a direction of a handoff stream carries in frames.
 // Beyond that, a new connection for the next stream costs less than the frames
 // of this one do: they split what the kernel would move in one piece.
-const restAfter = 16 << 20
+const restAfter = 4 << 20
 
 // sendRest sends what is left of src without frames, until src ends.
 func (d *dataConn) sendRest(src net.Conn) error {

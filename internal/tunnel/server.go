@@ -457,7 +457,7 @@ func (s *Server) serveData(ctx context.Context, c net.Conn, head []byte) error {
 	if !hmac.Equal(want[:], a.proof[:]) {
 		return fail("proof", errors.New("the proof does not match the session"))
 	}
-	d, err := newDataConn(a.kind, conn, w)
+	d, err := newDataConn(a.kind, conn, w, sess.secret)
 	if err != nil {
 		return fail("attach", err)
 	}
