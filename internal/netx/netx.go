@@ -49,13 +49,32 @@ func (Host) Dial(ctx context.Context, network, address string, control Control) 
 			return control(network, address)
 		}
 	}
-	return d.DialContext(ctx, network, address)
+	c, err := d.DialContext(ctx, network, address)
+	if err == nil {
+		unpace(c)
+	}
+	return c, err
 }
 
 // Listen implements Net.
 func (Host) Listen(ctx context.Context, network, address string) (net.Listener, error) {
 	var lc net.ListenConfig
-	return lc.Listen(ctx, network, address)
+	l, err := lc.Listen(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return listener{l}, nil
+}
+
+// listener tunes what it accepts.
+type listener struct{ net.Listener }
+
+func (l listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		unpace(c)
+	}
+	return c, err
 }
 
 // ListenPacket implements Net.

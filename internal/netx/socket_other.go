@@ -25,5 +25,8 @@ func Unheard(net.Conn) time.Duration { return 0 }
 // TuneLong prepares a connection that lives long and crosses the internet.
 func TuneLong(net.Conn) {}
 
+// unpace chooses the congestion control of a near path; here it can't.
+func unpace(net.Conn) {}
+
 // TuneFlows prepares a connection that carries datagrams; here it can't.
 func TuneFlows(net.Conn) {}
