@@ -27,7 +27,7 @@ var rooms = map[string][]string{
 	"internal/run":     {},
 	"internal/netx":    {},
 	"internal/ident":   {""},
-	"internal/store":   {""},
+	"internal/store":   {"", "internal/run"},
 	"internal/tunnel":  ground,
 	"internal/ingress": ground,
 	"internal/authdns": ground,

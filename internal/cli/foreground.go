@@ -11,13 +11,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"webgw.dev/webgw"
 	"webgw.dev/webgw/client"
 	"webgw.dev/webgw/internal/daemon"
 	"webgw.dev/webgw/internal/ident"
+	"webgw.dev/webgw/internal/run"
 )
 
 // What is exposed in the foreground ends soon by itself, should the machine
@@ -117,17 +117,16 @@ func (a *app) foregroundNode(p *plan) (dir string, key ident.Key, done func() er
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fail(explain(err))
 	}
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	lock, err := run.Lock(filepath.Join(dir, "lock"))
+	if errors.Is(err, run.ErrLocked) {
+		err = &webgw.Error{Op: "expose", Kind: webgw.Taken, Field: "name", Public: "another webgw expose runs here with the name " + p.name, Hint: "stop it, or choose another --name"}
+	} else if err != nil {
+		err = explain(err)
+	}
 	if err != nil {
-		return fail(explain(err))
+		return fail(err)
 	}
 	done = lock.Close
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			err = &webgw.Error{Op: "expose", Kind: webgw.Taken, Field: "name", Public: "another webgw expose runs here with the name " + p.name, Hint: "stop it, or choose another --name"}
-		}
-		return fail(errors.Join(err, done()))
-	}
 	if key, _, err = ident.LoadOrCreate(filepath.Join(dir, "node.key")); err != nil {
 		if errors.Is(err, fs.ErrPermission) {
 			err = explain(err)

@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package e2e tests the built binary from outside: real clients on loopback
 // (tier 4) and machines in network namespaces (tier 5). What is missing here is
 // skipped, with the reason printed.

@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"syscall"
 
 	"webgw.dev/webgw"
@@ -99,7 +100,7 @@ func Load(path string) (Key, error) {
 	if !info.Mode().IsRegular() {
 		return fail(webgw.Invalid, fmt.Sprintf("the key file %s is not a regular file", path), "", nil)
 	}
-	if info.Mode().Perm()&0o077 != 0 {
+	if runtime.GOOS != "windows" && info.Mode().Perm()&0o077 != 0 { // there, the directory says who reads
 		return fail(webgw.Forbidden, fmt.Sprintf("the key file %s may be read by others (mode %04o)", path, info.Mode().Perm()), "chmod 600 "+path, nil)
 	}
 	const most = 4096

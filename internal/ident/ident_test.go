@@ -19,7 +19,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"webgw.dev/webgw"
@@ -135,7 +134,6 @@ func TestLoadRefuses(t *testing.T) {
 			return errors.Join(os.WriteFile(p+"x", pemText, 0o600), os.Chmod(p+"x", 0o644), os.Symlink(p+"x", p))
 		}, webgw.Forbidden, "mode 0644"},
 		{"directory", func(p string) error { return os.Mkdir(p, 0o700) }, webgw.Invalid, "not a regular file"},
-		{"pipe", func(p string) error { return syscall.Mkfifo(p, 0o600) }, webgw.Invalid, "not a regular file"},
 		{"empty", func(p string) error { return os.WriteFile(p, nil, 0o600) }, webgw.Invalid, "no PEM block"},
 		{"half", func(p string) error { return os.WriteFile(p, pemText[:60], 0o600) }, webgw.Invalid, "no PEM block"},
 		{"other block", func(p string) error {

@@ -309,7 +309,7 @@ func TestQUICFloods(t *testing.T) {
 			r.feed(d)
 		}
 		for i := range 2*maxUnproven + 100 {
-			binary.BigEndian.PutUint64(dcid[:], uint64(1<<40+i))
+			binary.BigEndian.PutUint64(dcid[:], 1<<40+uint64(i))
 			from := netip.AddrPortFrom(netip.MustParseAddr("203.0.113.1"), uint16(i+1))
 			q.take(sealFrom(t, first.scid, quicV1, dcid[:], 0, crypto(0, r.data[:900]), minInitial), from, gwAddrs[0])
 			q.take(sealFrom(t, first.scid, quicV1, dcid[:], 1, crypto(900, r.data[900:]), minInitial), from, gwAddrs[0])

@@ -95,7 +95,7 @@ func (s *Source) NextParcel(most int) (parcel Parcel, ok bool, err error) {
 	if !s.bulk || s.raw == nil {
 		return Parcel{}, false, nil
 	}
-	var n int64
+	var n int
 	var p *pipe
 	var errno error
 	err = s.raw.Read(func(fd uintptr) bool {
@@ -103,7 +103,7 @@ func (s *Source) NextParcel(most int) (parcel Parcel, ok bool, err error) {
 			return true
 		}
 		for {
-			n, errno = unix.Splice(int(fd), nil, p.w, nil, min(most, pipeSize), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+			n, errno = splice(int(fd), p.w, min(most, pipeSize))
 			if errno != unix.EINTR {
 				break
 			}
@@ -135,10 +135,17 @@ func (s *Source) NextParcel(most int) (parcel Parcel, ok bool, err error) {
 		}
 		return Parcel{}, false, err
 	}
-	if n < bulkMin && int(n) < most {
+	if n < bulkMin && n < most {
 		s.bulk = false // not enough at a time: copying is cheaper
 	}
-	return Parcel{int(n), p}, true, nil
+	return Parcel{n, p}, true, nil
+}
+
+// splice moves up to most bytes from one descriptor to the other, one of which
+// is a pipe, and never waits.
+func splice(from, to, most int) (int, error) {
+	n, err := unix.Splice(from, nil, to, nil, most, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+	return int(n), err // an int64, on 32-bit machines an int
 }
 
 // Send moves the parcel to dst, after header (or nothing), which leaves in the
@@ -159,15 +166,15 @@ func (p Parcel) Send(dst syscall.RawConn, header []byte) error {
 			header = header[max(n, 0):]
 		}
 		for left > 0 {
-			var n int64
-			n, errno = unix.Splice(p.p.r, nil, int(fd), nil, left, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+			var n int
+			n, errno = splice(p.p.r, int(fd), left)
 			if errno == unix.EAGAIN {
 				return false
 			}
 			if errno != nil && errno != unix.EINTR {
 				return true
 			}
-			left -= int(max(n, 0))
+			left -= max(n, 0)
 		}
 		errno = nil
 		return true

@@ -29,13 +29,13 @@ type Source struct {
 // NewSource reads from c.
 func NewSource(c net.Conn) *Source {
 	s := &Source{conn: c}
-	if sc, ok := c.(syscall.Conn); ok {
+	if sc, ok := c.(syscall.Conn); ok && descriptors {
 		s.raw, _ = sc.SyscallConn() // an error means no descriptor: the plain way then
 	}
 	s.try = func(fd uintptr) bool {
 		s.buf = borrowClass(s.class)
 		for {
-			s.n, s.err = syscall.Read(int(fd), s.room(s.buf))
+			s.n, s.err = readDescriptor(fd, s.room(s.buf))
 			if s.err != syscall.EINTR {
 				break
 			}

@@ -1,6 +1,7 @@
 // Package run is goroutine lifetimes: named tasks that have a waiter, stop in
 // the reverse order of their start, and turn a panic into an error that ends
-// the whole; and the pause between two attempts of the same thing.
+// the whole; the pause between two attempts of the same thing; and a lock that
+// one process holds.
 //
 // It must not know what a task does.
 package run

@@ -237,7 +237,7 @@ func TestEndlessDemandsAreBounded(t *testing.T) {
 			writeMessage(conn, msgWelcome, welcome{webgw.Protocol, 1, make([]byte, 32)})
 			wg.Go(func() {
 				for range demands {
-					writeMessage(conn, msgDemand, demand{Sealed: 1 << 40, Handoff: 1 << 40})
+					writeMessage(conn, msgDemand, demand{Sealed: 1 << 25, Handoff: 1 << 25})
 				}
 			})
 			conn.SetReadDeadline(time.Now().Add(3 * time.Second))
@@ -262,7 +262,7 @@ func TestEndlessDemandsAreBounded(t *testing.T) {
 		if shorts > 2*demands {
 			t.Errorf("%d answers to %d demands", shorts, demands)
 		}
-		if want := demands*2*(1<<40) - maxConns; refused != want {
+		if want := demands*2*(1<<25) - maxConns; refused != want {
 			t.Errorf("%d said not to come, want %d", refused, want)
 		}
 	})

@@ -16,9 +16,9 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
-	"golang.org/x/sys/unix"
 
 	"webgw.dev/webgw"
+	"webgw.dev/webgw/internal/run"
 )
 
 // embed starts a single etcd member in this process.
@@ -30,13 +30,12 @@ func (s *Store) embed(ctx context.Context, c Config) error {
 		return fail(webgw.Internal, fmt.Sprintf("the data directory %s can't be made", c.Dir), err)
 	}
 	// etcd itself would wait for the other process, without a word.
-	lock, err := os.OpenFile(filepath.Join(c.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	lock, err := run.Lock(filepath.Join(c.Dir, "lock"))
+	if errors.Is(err, run.ErrLocked) {
+		return fail(webgw.Unavailable, fmt.Sprintf("the data directory %s is in use by another process", c.Dir), err)
+	}
 	if err != nil {
 		return fail(webgw.Internal, fmt.Sprintf("the data directory %s can't be written to", c.Dir), err)
-	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		lock.Close()
-		return fail(webgw.Unavailable, fmt.Sprintf("the data directory %s is in use by another process", c.Dir), err)
 	}
 	sockets, err := socketDir(c.Dir)
 	if err != nil {
