@@ -155,9 +155,9 @@ type ExposureProtocol string
 // What an exposure may speak.
 const (
 	HTTP ExposureProtocol = "http" // by host name, on the HTTP and TLS ports
-	TLS  ExposureProtocol = "tls"  // by server name, on the TLS port, ciphertext passed through
-	TCP  ExposureProtocol = "tcp"  // by port
-	UDP  ExposureProtocol = "udp"  // by port; ports of TCP and of UDP have nothing to do with each other
+	TLS  ExposureProtocol = "tls"  // by server name, on the TLS port or a port that several may share, ciphertext passed through
+	TCP  ExposureProtocol = "tcp"  // by port, or a range of them
+	UDP  ExposureProtocol = "udp"  // by port, or a range of them; ports of TCP and of UDP have nothing to do with each other
 )
 
 // ByPort reports whether visitors find an exposure by a port of its own rather
@@ -179,7 +179,8 @@ const (
 type Exposure struct {
 	Protocol ExposureProtocol `json:"protocol"`
 	Hosts    []string         `json:"hosts,omitempty"`    // http, tls: host names; "*.example.org" covers one label
-	Port     uint16           `json:"port,omitempty"`     // tcp, udp: the public port, the same on every gateway
+	Port     uint16           `json:"port,omitempty"`     // tcp, udp: the public port, the same on every gateway; tls: 0 is the gateway's TLS port
+	PortEnd  uint16           `json:"portEnd,omitempty"`  // tcp, udp: the last of a range that begins at Port; each leads as far above the target's port. 0: one port
 	Gateways []ID             `json:"gateways"`           // placement: which gateways carry it
 	Targets  []Target         `json:"targets,omitempty"`  // where it leads, any of them serves; may be missing if there are rules
 	Upstream Upstream         `json:"upstream,omitempty"` // http: how the workload is spoken to; "" is auto
@@ -225,9 +226,6 @@ func (e *Exposure) validate() error {
 		if len(e.Hosts) == 0 || len(e.Hosts) > MaxHosts {
 			return invalid("hosts", "must hold 1 to %d host names for protocol %s", MaxHosts, e.Protocol)
 		}
-		if e.Port != 0 {
-			return invalid("port", "belongs to protocols tcp and udp only; %s is found by its host name", e.Protocol)
-		}
 	case TCP, UDP:
 		if e.Port == 0 {
 			return invalid("port", "missing: protocol %s needs a public port", e.Protocol)
@@ -259,6 +257,9 @@ func (e *Exposure) validate() error {
 	if e.QUIC && e.Protocol != TLS {
 		return invalid("quic", "belongs to protocol tls only; for http gateways speak HTTP/3 themselves")
 	}
+	if e.QUIC && e.Port != 0 {
+		return invalid("quic", "is found on the gateways' TLS port only; leave port out")
+	}
 	if len(e.Gateways) == 0 {
 		return invalid("gateways", "must name at least one gateway")
 	}
@@ -278,6 +279,9 @@ func (e *Exposure) validate() error {
 		if slices.Contains(e.Targets[:i], t) {
 			return invalid(index("targets", i), "stands twice")
 		}
+	}
+	if err := e.validatePorts(); err != nil {
+		return err
 	}
 	return e.validateHandling()
 }

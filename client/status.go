@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/url"
+	"strconv"
 
 	"webgw.dev/webgw"
 )
@@ -45,13 +46,21 @@ func (c *Client) Status(ctx context.Context) (out webgw.Overview, err error) {
 // FreePort proposes a public port for webgw.TCP or webgw.UDP that all gateways offer and nobody holds
 // now. It is taken only by an exposure that is declared with it.
 func (c *Client) FreePort(ctx context.Context, protocol webgw.ExposureProtocol, gateways ...webgw.ID) (uint16, error) {
+	return c.FreePorts(ctx, protocol, 1, gateways...)
+}
+
+// FreePorts proposes the first of count such ports in a row.
+func (c *Client) FreePorts(ctx context.Context, protocol webgw.ExposureProtocol, count int, gateways ...webgw.ID) (first uint16, err error) {
 	q := url.Values{"protocol": {string(protocol)}}
+	if count != 1 {
+		q.Set("count", strconv.Itoa(count))
+	}
 	for _, g := range gateways {
 		q.Add("gateway", g.String())
 	}
 	var out struct {
 		Port uint16 `json:"port"`
 	}
-	err := c.do(ctx, "find a free port", "GET", "/v1/ports?"+q.Encode(), nil, &out)
+	err = c.do(ctx, "find a free port", "GET", "/v1/ports?"+q.Encode(), nil, &out)
 	return out.Port, err
 }

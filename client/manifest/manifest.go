@@ -156,6 +156,9 @@ func (m *Manifest) Locate(err error) error {
 	if c.Field == "expires" {
 		c.Field = "lifetime"
 	}
+	if c.Field == "exposure.portEnd" {
+		c.Field = "exposure.port"
+	}
 	// The manifest has the body's fields beside the header's.
 	for _, prefix := range []string{"exposure.", "claim.", "farm.", "network."} {
 		c.Field = strings.TrimPrefix(c.Field, prefix)
@@ -179,7 +182,7 @@ func Format(r *webgw.Record, label func(kind webgw.Kind, id webgw.ID) string) ([
 	var b any
 	switch {
 	case r.Exposure != nil:
-		e := exposure{head: h, Protocol: string(r.Exposure.Protocol), Hosts: r.Exposure.Hosts, Port: r.Exposure.Port, Upstream: string(r.Exposure.Upstream),
+		e := exposure{head: h, Protocol: string(r.Exposure.Protocol), Hosts: r.Exposure.Hosts, Upstream: string(r.Exposure.Upstream),
 			QUIC: r.Exposure.QUIC, ProxyProtocol: string(r.Exposure.ProxyProtocol), Policy: r.Exposure.Policy}
 		for _, g := range r.Exposure.Gateways {
 			e.Gateways = append(e.Gateways, ref(webgw.KindGateway, g))
@@ -187,6 +190,9 @@ func Format(r *webgw.Record, label func(kind webgw.Kind, id webgw.ID) string) ([
 		e.Targets = formatTargets(r.Exposure.Targets, ref)
 		for _, u := range r.Exposure.Rules {
 			e.Rules = append(e.Rules, rule{Match: u.Match, Targets: formatTargets(u.Targets, ref), Rewrite: u.Rewrite, Redirect: u.Redirect, Request: u.Request, Response: u.Response})
+		}
+		if p, ok := r.Exposure.Ports(); ok {
+			e.Port = ports(p)
 		}
 		b = e
 	case r.NameClaim != nil:
@@ -267,6 +273,27 @@ func ParseLifetime(s string) (time.Duration, error) {
 	return d, nil
 }
 
+// ports are one public port, or a range of them.
+type ports webgw.PortRange
+
+// UnmarshalText reads "6000" or "6000-6100".
+func (p *ports) UnmarshalText(text []byte) error {
+	r, err := webgw.ParsePortRange(string(text))
+	*p = ports(r)
+	return err
+}
+
+// MarshalYAML writes a single port as a number.
+func (p ports) MarshalYAML() (any, error) {
+	if p.First == p.Last {
+		return p.First, nil
+	}
+	return webgw.PortRange(p).String(), nil
+}
+
+// IsZero reports whether there is none.
+func (p ports) IsZero() bool { return p == ports{} }
+
 // The documents, field by field as the records' JSON has them.
 
 type head struct {
@@ -279,7 +306,7 @@ type exposure struct {
 	head     `yaml:",inline"`
 	Protocol string   `yaml:"protocol"`
 	Hosts    []string `yaml:"hosts,omitempty"`
-	Port     uint16   `yaml:"port,omitempty"`
+	Port     ports    `yaml:"port,omitempty"`
 	Gateways []Ref    `yaml:"gateways"`
 	Targets  []target `yaml:"targets,omitempty"`
 	Upstream string   `yaml:"upstream,omitempty"`
@@ -336,7 +363,10 @@ type body interface {
 }
 
 func (e *exposure) fill(r *webgw.Record, res *resolver) error {
-	x := &webgw.Exposure{Protocol: webgw.ExposureProtocol(e.Protocol), Port: e.Port, Upstream: webgw.Upstream(e.Upstream), QUIC: e.QUIC, ProxyProtocol: webgw.ProxyProtocol(e.ProxyProtocol), Policy: e.Policy}
+	x := &webgw.Exposure{Protocol: webgw.ExposureProtocol(e.Protocol), Port: e.Port.First, Upstream: webgw.Upstream(e.Upstream), QUIC: e.QUIC, ProxyProtocol: webgw.ProxyProtocol(e.ProxyProtocol), Policy: e.Policy}
+	if e.Port.Last > e.Port.First {
+		x.PortEnd = e.Port.Last
+	}
 	for i, h := range e.Hosts {
 		host, err := Host(fmt.Sprintf("hosts[%d]", i), h, true)
 		if err != nil {

@@ -168,7 +168,7 @@ func TestErrorsHaveAPlace(t *testing.T) {
 		{"unknown nested field", head + "hosts: [a.b]\ngateways: [gent]\ntargets:\n- node: home\n  adress: x\n", "f:8:3: targets[0].adress: there is no such field"},
 		{"number for text", "kind: exposure\nname: 12\n", "f:2:7: name: must be text, not a number"},
 		{"text for list", head + "hosts: a.b\n", "f:4:8: hosts: must be a list, not text"},
-		{"text for number", "kind: exposure\nname: a\nport: x\n", "f:3:7: port: must be a whole number, not text"},
+		{"text for number", "kind: exposure\nname: a\nport: x\n", `f:3:7: port: "x" is not a port or a range such as 6000-6100`},
 		{"too large a number", "kind: exposure\nname: a\nport: 70000\n", "f:3:7: port: 70000 is not a number from 0 to 65535"},
 		{"text for truth", "kind: name\nname: a.b\nsubtree: sure\n", "f:3:10: subtree: must be true or false, not text"},
 		{"nothing for text", "kind: exposure\nname:\n", "name: must be text, not nothing"},

@@ -27,6 +27,36 @@ func TestTargets(t *testing.T) {
 	}
 }
 
+func TestRangesOfTargets(t *testing.T) {
+	for in, want := range map[string]struct {
+		first string
+		count int
+	}{
+		"6000-6100": {"6000", 101}, ":6000-6001": {":6000", 2}, "10.0.0.7:80-81": {"10.0.0.7:80", 2}, "[2001:db8::1]:80-81": {"[2001:db8::1]:80", 2}, "direct:a-b.example:80-81": {"direct:a-b.example:80", 2},
+		"my-host:80": {"my-host:80", 1}, "unix:/a:1-2": {"unix:/a:1-2", 1}, "6000": {"6000", 1}, "9-1": {"9-1", 1},
+	} {
+		first, count, err := cutRange(in, webgw.TCP)
+		if err != nil || first != want.first || count != want.count {
+			t.Errorf("%s: %q %d %v", in, first, count, err)
+		}
+	}
+	if _, _, err := cutRange("1-2", webgw.TLS); webgw.KindOf(err) != webgw.Invalid {
+		t.Error(err)
+	}
+	for _, tt := range []struct {
+		ports string
+		count int // of the target
+		first uint16
+		all   int // 0: refused
+	}{{"", 5, 0, 5}, {"7000", 1, 7000, 1}, {"7000", 5, 7000, 5}, {"7000-7004", 5, 7000, 5}, {"7000-7004", 1, 7000, 5}, {"7000-7004", 4, 0, 0}, {"65535", 2, 0, 0}, {"x", 1, 0, 0}} {
+		v := exposing{ports: tt.ports, count: tt.count}
+		first, all, err := v.publicPorts()
+		if first != tt.first || all != tt.all || (err != nil) != (tt.all == 0) {
+			t.Errorf("%q for %d: %d, %d, %v", tt.ports, tt.count, first, all, err)
+		}
+	}
+}
+
 func TestRandomNamesAreLabels(t *testing.T) {
 	for _, list := range words {
 		for _, w := range list {

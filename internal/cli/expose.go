@@ -26,22 +26,23 @@ type exposeHTTP struct {
 
 type exposeTCP struct {
 	exposing
-	Port uint16 `help:"Public port; none takes a free one."`
+	Port string `help:"Public port or range; none takes what is free." placeholder:"PORT[-PORT]"`
 }
 
 type exposeUDP struct {
 	exposing
-	Port uint16 `help:"Public port; none takes a free one."`
+	Port string `help:"Public port or range; none takes what is free." placeholder:"PORT[-PORT]"`
 }
 
 type exposeTLS struct {
 	exposing
-	QUIC bool `name:"quic" help:"The server takes QUIC, too, at the same address by UDP."`
+	Port string `help:"Public port, which others may share by their host names; none is the gateways' TLS port." placeholder:"PORT"`
+	QUIC bool   `name:"quic" help:"The server takes QUIC, too, at the same address by UDP."`
 }
 
 // exposing is what the verbs below expose have in common.
 type exposing struct {
-	Target   string   `arg:"" help:"PORT, HOST:PORT, unix:/PATH, or direct:HOST:PORT, which gateways dial themselves."`
+	Target   string   `arg:"" help:"PORT, HOST:PORT, unix:/PATH, or direct:HOST:PORT, which gateways dial themselves. For tcp and udp, PORT may be a range: 6000-6100."`
 	Name     string   `help:"Name; becomes NAME.ZONE at each gateway that has a zone. None makes one up."`
 	Domains  []string `name:"domain" help:"Host name of your own, instead of one in the gateways' zones." placeholder:"HOST"`
 	Gateways []string `name:"gateway" help:"Gateway, by name or identity; none takes the only one, or two." placeholder:"NAME"`
@@ -51,8 +52,9 @@ type exposing struct {
 	ownerFlags
 
 	protocol webgw.ExposureProtocol
+	ports    string // public ones, as given
+	count    int    // of ports
 	Upstream string `kong:"-"`
-	Port     uint16 `kong:"-"`
 	QUIC     bool   `kong:"-"`
 }
 
@@ -70,8 +72,8 @@ func (v *exposeUDP) Run(ctx context.Context, a *app) error {
 }
 
 // byPort exposes a server that is found by a public port.
-func (v *exposing) byPort(ctx context.Context, a *app, protocol webgw.ExposureProtocol, port uint16) error {
-	v.protocol, v.Port = protocol, port
+func (v *exposing) byPort(ctx context.Context, a *app, protocol webgw.ExposureProtocol, ports string) error {
+	v.protocol, v.ports = protocol, ports
 	if len(v.Domains) > 0 {
 		return invalid("domain", "", "a %s port is found by its number, not by a name", strings.ToUpper(string(protocol)))
 	}
@@ -79,15 +81,20 @@ func (v *exposing) byPort(ctx context.Context, a *app, protocol webgw.ExposurePr
 }
 
 func (v *exposeTLS) Run(ctx context.Context, a *app) error {
-	v.protocol, v.exposing.QUIC = webgw.TLS, v.QUIC
+	v.protocol, v.ports, v.exposing.QUIC = webgw.TLS, v.Port, v.QUIC
 	return v.run(ctx, a)
 }
 
 func (v *exposing) run(ctx context.Context, a *app) error {
-	address, direct, err := parseTarget(v.Target, v.protocol)
+	var address, direct string
+	one, count, err := cutRange(v.Target, v.protocol)
+	if err == nil {
+		address, direct, err = parseTarget(one, v.protocol)
+	}
 	if err != nil {
 		return err
 	}
+	v.count = count
 	lifetime, err := manifest.ParseLifetime(v.Lifetime)
 	if err != nil {
 		return invalid("lifetime", "", "%s", err.(*webgw.Error).Public)
@@ -147,11 +154,11 @@ const declareTries = 8
 func (p *plan) declare(ctx context.Context, c *client.Client, lifetime time.Duration) (client.Signed, error) {
 	for try := 1; ; try++ {
 		if p.freePort && p.exposure.Port == 0 {
-			port, err := c.FreePort(ctx, p.exposure.Protocol, p.exposure.Gateways...)
+			port, err := c.FreePorts(ctx, p.exposure.Protocol, p.count, p.exposure.Gateways...)
 			if err != nil {
 				return client.Signed{}, err
 			}
-			p.exposure.Port = port
+			p.take(port)
 		}
 		s, err := p.put(ctx, c, lifetime)
 		if err == nil || try == declareTries || !p.again(err) {

@@ -47,6 +47,26 @@ func parseTarget(s string, p webgw.ExposureProtocol) (address, direct string, er
 	return s, "", nil
 }
 
+// cutRange splits a target whose port is a range into the target of the first
+// port and how many there are.
+func cutRange(s string, p webgw.ExposureProtocol) (first string, count int, err error) {
+	head, port := s, ""
+	if i := strings.LastIndexByte(s, ':'); !strings.HasPrefix(s, "unix:") {
+		head, port = s[:i+1], s[i+1:]
+	}
+	if !strings.Contains(port, "-") {
+		return s, 1, nil
+	}
+	r, err := webgw.ParsePortRange(port)
+	switch {
+	case err != nil:
+		return s, 1, nil // parseTarget tells what is wrong
+	case !p.ByPort():
+		return "", 0, invalid("target", "", "%s is found by its name: give one port", p)
+	}
+	return head + strconv.Itoa(int(r.First)), r.Len(), nil
+}
+
 func cmpErr(err error, target string) error {
 	if err == nil {
 		err = &webgw.Error{Kind: webgw.Invalid, Public: fmt.Sprintf("%q is a socket of one machine, and can't be dialed by gateways", target)}
@@ -61,6 +81,37 @@ type plan struct {
 	exposure webgw.Exposure
 	gateways []*webgw.Record
 	freePort bool // the port was proposed, and another one will do
+	count    int  // of ports
+}
+
+// take makes the exposure's ports those from first on.
+func (p *plan) take(first uint16) {
+	p.exposure.Port, p.exposure.PortEnd = first, 0
+	if first != 0 && p.count > 1 {
+		p.exposure.PortEnd = first + uint16(p.count-1)
+	}
+}
+
+// publicPorts reads --port against the number of the target's ports.
+func (v *exposing) publicPorts() (first uint16, count int, err error) {
+	if v.ports == "" {
+		return 0, v.count, nil
+	}
+	r, err := webgw.ParsePortRange(v.ports)
+	switch {
+	case err != nil:
+		return 0, 0, invalid("port", "", "%s", err.(*webgw.Error).Public)
+	case r.Len() == 1:
+		count = v.count
+	case v.count == 1 || v.count == r.Len():
+		count = r.Len()
+	default:
+		return 0, 0, invalid("port", "give the first one only", "%s are %d ports, and the target has %d", r, r.Len(), v.count)
+	}
+	if int(r.First)+count-1 > 65535 {
+		return 0, 0, invalid("port", "", "%d ports from %d on end above 65535", count, r.First)
+	}
+	return r.First, count, nil
 }
 
 // words make names that are easy to read out. Two of them are a name.
@@ -76,6 +127,11 @@ func randomName() string {
 // plan works out the record: its name, gateways, hosts or port.
 func (v *exposing) plan(ctx context.Context, d *directory) (*plan, error) {
 	p := &plan{name: v.Name, exposure: webgw.Exposure{Protocol: v.protocol, Upstream: webgw.Upstream(v.Upstream), QUIC: v.QUIC}}
+	port, count, err := v.publicPorts()
+	if err != nil {
+		return nil, err
+	}
+	p.count = count
 	domains := make([]string, len(v.Domains))
 	for i, s := range v.Domains {
 		h, err := manifest.Host("domain", s, true)
@@ -84,7 +140,6 @@ func (v *exposing) plan(ctx context.Context, d *directory) (*plan, error) {
 		}
 		domains[i] = h
 	}
-	var err error
 	if p.gateways, err = v.pick(ctx, d, len(domains) == 0); err != nil {
 		return nil, err
 	}
@@ -104,8 +159,9 @@ func (v *exposing) plan(ctx context.Context, d *directory) (*plan, error) {
 	default:
 		p.name, p.chosen = randomName(), true
 	}
+	p.take(port)
 	if v.protocol.ByPort() {
-		p.exposure.Port, p.freePort = v.Port, v.Port == 0
+		p.freePort = port == 0
 		return p, nil
 	}
 	p.exposure.Hosts = domains
@@ -204,7 +260,7 @@ func (v *exposing) pick(ctx context.Context, d *directory, needZone bool) ([]*we
 	for _, s := range all {
 		g := s.Record
 		known := slices.ContainsFunc(fit, func(o *webgw.Record) bool { return o.Owner == g.Owner })
-		if known || v.protocol.ByPort() && g.Gateway.Ports == "" || !v.protocol.ByPort() && needZone && g.Gateway.Zone == "" {
+		if known || (v.protocol.ByPort() || v.ports != "") && g.Gateway.Ports == "" || !v.protocol.ByPort() && needZone && g.Gateway.Zone == "" {
 			continue
 		}
 		fit = append(fit, g)

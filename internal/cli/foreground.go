@@ -48,7 +48,10 @@ func (v *exposing) foreground(ctx context.Context, a *app, d *directory, p *plan
 		return err
 	}
 	name := p.name // the node keeps it, should the exposure have to take another
-	config := daemon.NodeConfig{Common: daemon.Common{StateDir: dir, Proxy: v.Proxy}, Name: name, Registry: registry, Owners: []string{c.Key.ID().String()}, Only: []string{target.Address}}
+	config := daemon.NodeConfig{Common: daemon.Common{StateDir: dir, Proxy: v.Proxy}, Name: name, Registry: registry, Owners: []string{c.Key.ID().String()}}
+	for n := range p.count {
+		config.Only = append(config.Only, target.At(uint16(n)).Address)
+	}
 	if err := reachOf(ctx, target.Address, &config); err != nil {
 		return err
 	}
@@ -283,7 +286,7 @@ func (f *foreground) news(s webgw.ExposureStatus) error {
 		return f.a.printJSON(exposedJSON{"exposed", f.p.name, fresh, f.target.Node})
 	default:
 		for _, u := range fresh {
-			f.a.printf("%s -> %s\n", u, f.target.Address)
+			f.a.printf("%s -> %s\n", u, spread(&f.p.exposure, f.target.Address))
 		}
 	}
 	return nil

@@ -132,8 +132,8 @@ func summary(ctx context.Context, d *directory, r *webgw.Record) (string, error)
 	case r.Exposure != nil:
 		e := r.Exposure
 		what := strings.Join(e.Hosts, " ")
-		if e.Protocol.ByPort() {
-			what = fmt.Sprintf("%s port %d", e.Protocol, e.Port)
+		if ports, ok := e.Ports(); ok {
+			what = strings.TrimSpace(what + " port " + ports.String())
 		}
 		var targets, gateways []string
 		for _, t := range e.AllTargets() {
@@ -141,7 +141,7 @@ func summary(ctx context.Context, d *directory, r *webgw.Record) (string, error)
 			if err != nil {
 				return "", err
 			}
-			targets = append(targets, s)
+			targets = append(targets, spread(e, s))
 		}
 		for _, g := range e.Gateways {
 			s, err := d.call(ctx, webgw.KindGateway, g)

@@ -52,16 +52,18 @@ func TestMain(m *testing.M) {
 // TestScripts runs the command as people do. The scripts have these commands
 // of their own:
 //
-//	grid [REGISTRY-CONFIG]     a gateway "gent" with a registry; sets REGISTRY HTTP TLS PORT CA
-//	workload KIND VAR          a server: http, echo, udp (an echo), tls or unix (HTTP on a socket); sets VAR
-//	                           to its address, VARPORT to its port, for tls CERT
+//	grid [COUNT]               a gateway "gent" with a registry, and COUNT ports in a row on offer, one if not
+//	                           given; sets REGISTRY HTTP TLS CA, PORT and PORT2, PORT3…
+//	workload KIND VAR          a server: http, echo, echoes (three of them on ports in a row), udp (an echo), tls
+//	                           or unix (HTTP on a socket); sets VAR to its address, VARPORT to its (first) port,
+//	                           for tls CERT
 //	start NAME ARG...          webgw ARG... in the background
 //	await NAME REGEXP          waits until its output matches; sets MATCH to the first group
 //	[!] stop NAME              interrupts it and waits; it must end with 0, or not
 //	[!] httpget URL [TEXT]     a visitor at the gateway; the page must hold TEXT; prints the status
 //	tcpecho PORT               a visitor who sends, ends, and gets everything back
 //	udpecho PORT               the same by datagrams
-//	tlsget HOST CERT TEXT      a visitor who trusts only the workload's certificate
+//	tlsget HOST[:PORT] CERT TEXT   a visitor who trusts only the workload's certificate
 //	expired FILE               declares a record that has ended, by the key in FILE; it must be refused
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
@@ -99,13 +101,16 @@ func worldCmd(f func(*scriptWorld, *testscript.TestScript, bool, []string)) func
 
 func (w *scriptWorld) grid(ts *testscript.TestScript, _ bool, args []string) {
 	kv := memkv.New()
-	ports := make([]int, 3)
-	for i := range ports {
-		ports[i] = unusedPort(ts)
+	offer := 1
+	if len(args) > 0 {
+		var err error
+		offer, err = strconv.Atoi(args[0])
+		ts.Check(err)
 	}
+	ports := []int{unusedPort(ts), unusedPort(ts), unusedPorts(ts, offer)}
 	at := func(i int) string { return "127.0.0.1:" + strconv.Itoa(ports[i]) }
 	config := daemon.GatewayConfig{Common: daemon.Common{StateDir: ts.MkAbs("gent")}, Name: "gent", Zone: "gent.test", Bind: "127.0.0.1",
-		HTTPAddr: at(0), TLSAddr: at(1), Ports: webgw.PortSet(strconv.Itoa(ports[2])), Addresses: []string{at(1)}}
+		HTTPAddr: at(0), TLSAddr: at(1), Ports: webgw.PortSet(fmt.Sprintf("%d-%d", ports[2], ports[2]+offer-1)), Addresses: []string{at(1)}}
 	ready := make(chan daemon.Info, 1)
 	ended := make(chan error, 1)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -134,6 +139,9 @@ func (w *scriptWorld) grid(ts *testscript.TestScript, _ bool, args []string) {
 	for i, name := range []string{"HTTP", "TLS", "PORT"} {
 		ts.Setenv(name, strconv.Itoa(ports[i]))
 	}
+	for i := 1; i < offer; i++ {
+		ts.Setenv("PORT"+strconv.Itoa(i+1), strconv.Itoa(ports[2]+i))
+	}
 	// Its own record is declared in the background.
 	key, err := ident.Generate()
 	ts.Check(err)
@@ -155,6 +163,25 @@ func (w *scriptWorld) client(ts *testscript.TestScript, key ident.Key) *client.C
 	return c
 }
 
+// unusedPorts returns the first of several in a row.
+func unusedPorts(ts *testscript.TestScript, count int) int {
+	for range 100 {
+		first := unusedPort(ts)
+		free := true
+		for n := first + 1; n < first+count && free; n++ {
+			l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(n))
+			if free = err == nil; free {
+				l.Close()
+			}
+		}
+		if free {
+			return first
+		}
+	}
+	ts.Fatalf("there are no %d unused ports in a row", count)
+	return 0
+}
+
 func unusedPort(ts *testscript.TestScript) int {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	ts.Check(err)
@@ -163,8 +190,19 @@ func unusedPort(ts *testscript.TestScript) int {
 }
 
 func (w *scriptWorld) workload(ts *testscript.TestScript, _ bool, args []string) {
-	if args[0] == "udp" {
+	switch args[0] {
+	case "udp":
 		w.udpWorkload(ts, args[1])
+		return
+	case "echoes":
+		first := unusedPorts(ts, 3)
+		for n := first; n < first+3; n++ {
+			l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(n))
+			ts.Check(err)
+			serveEcho(ts, l)
+		}
+		ts.Setenv(args[1], fmt.Sprintf("127.0.0.1:%d-%d", first, first+2))
+		ts.Setenv(args[1]+"PORT", strconv.Itoa(first))
 		return
 	}
 	network, at := "tcp", "127.0.0.1:0"
@@ -192,21 +230,30 @@ func (w *scriptWorld) workload(ts *testscript.TestScript, _ bool, args []string)
 		ts.Setenv("CERT", file)
 		serving.Go(func() { s.Serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}})) })
 	case "echo":
-		serving.Go(func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				serving.Go(func() {
-					io.Copy(c, c)
-					c.Close()
-				})
-			}
-		})
+		serveEcho(ts, l)
 	}
 	ts.Defer(func() {
 		s.Close()
+		l.Close()
+		serving.Wait()
+	})
+}
+
+func serveEcho(ts *testscript.TestScript, l net.Listener) {
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() {
+				io.Copy(c, c)
+				c.Close()
+			})
+		}
+	})
+	ts.Defer(func() {
 		l.Close()
 		serving.Wait()
 	})
@@ -357,7 +404,11 @@ func (w *scriptWorld) httpget(ts *testscript.TestScript, neg bool, args []string
 }
 
 func (w *scriptWorld) tlsget(ts *testscript.TestScript, neg bool, args []string) {
-	get(ts, neg, args[1], fmt.Sprintf("https://%s:%s/", args[0], ts.Getenv("TLS")), strings.Join(args[2:], " "))
+	at := args[0]
+	if !strings.Contains(at, ":") {
+		at += ":" + ts.Getenv("TLS")
+	}
+	get(ts, neg, args[1], "https://"+at+"/", strings.Join(args[2:], " "))
 }
 
 func (w *scriptWorld) tcpecho(ts *testscript.TestScript, neg bool, args []string) {

@@ -7,7 +7,7 @@ import (
 	"maps"
 	"net"
 	"slices"
-	"strconv"
+	"strings"
 
 	"webgw.dev/webgw"
 )
@@ -30,13 +30,14 @@ func urls(ctx context.Context, d *directory, e *webgw.Exposure) ([]string, error
 	var out []string
 	if e.Protocol.ByPort() {
 		for _, g := range gateways {
-			out = append(out, string(e.Protocol)+"://"+net.JoinHostPort(publicHost(g.Gateway), strconv.Itoa(int(e.Port))))
+			ports, _ := e.Ports()
+			out = append(out, string(e.Protocol)+"://"+net.JoinHostPort(publicHost(g.Gateway), ports.String()))
 		}
 		return out, nil
 	}
 	for _, h := range e.Hosts {
 		if len(gateways) > 0 {
-			out = append(out, hostURL(e.Protocol, h, gatewayFor(gateways, h)))
+			out = append(out, hostURL(e, h, gatewayFor(gateways, h)))
 		}
 	}
 	return out, nil
@@ -48,15 +49,27 @@ func gatewayFor(gateways []*webgw.Record, host string) *webgw.Record {
 	return gateways[max(i, 0)]
 }
 
-func hostURL(p webgw.ExposureProtocol, host string, g *webgw.Record) string {
+func hostURL(e *webgw.Exposure, host string, g *webgw.Record) string {
 	port := ""
 	if g.Gateway.TLSPort != 443 {
 		port = fmt.Sprintf(":%d", g.Gateway.TLSPort)
 	}
-	if p == webgw.TLS {
-		return fmt.Sprintf("tls://%s:%d", host, g.Gateway.TLSPort)
+	if e.Protocol == webgw.TLS {
+		return fmt.Sprintf("tls://%s:%d", host, cmp.Or(e.Port, g.Gateway.TLSPort))
 	}
 	return "https://" + host + port + "/"
+}
+
+// spread writes an address that a range of ports leads to, "localhost:6000-6100".
+func spread(e *webgw.Exposure, address string) string {
+	if ports, _ := e.Ports(); ports.Len() > 1 {
+		i := strings.LastIndexByte(address, ':') + 1
+		if first, err := webgw.ParsePortRange(address[i:]); err == nil { // validated with its record
+			first.Last += uint16(ports.Len() - 1)
+			return address[:i] + first.String()
+		}
+	}
+	return address
 }
 
 // publicHost is the host at which a gateway is found by everybody, nodes included.

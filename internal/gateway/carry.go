@@ -48,28 +48,34 @@ func carry(v *live.View, self webgw.ID, ports webgw.PortSet, before *carried) *c
 		return cmp.Or(rank(a)-rank(b), a.Issued.Compare(b.Issued), cmp.Compare(a.Key().String(), b.Key().String()))
 	})
 	holders := map[string]*webgw.Record{}
-	ranges, _ := ports.Ranges() // validated with the configuration
-	offered := func(port uint16) bool {
-		return slices.ContainsFunc(ranges, func(r webgw.PortRange) bool { return r.First <= port && port <= r.Last })
-	}
 	problem := func(r *webgw.Record, code, format string, args ...any) {
 		c.problems = append(c.problems, webgw.Problem{Exposure: r.Key(), Code: code, Text: fmt.Sprintf(format, args...)})
 	}
 each:
 	for _, r := range mine {
-		claims := r.Exposure.Hosts
-		if r.Exposure.Protocol.ByPort() {
-			if !offered(r.Exposure.Port) {
-				problem(r, PortNotOffered, "this gateway does not offer port %d; it offers %s", r.Exposure.Port, cmp.Or(string(ports), "none"))
+		wanted, byPort := r.Exposure.Ports()
+		if byPort && !ports.Covers(wanted) {
+			problem(r, PortNotOffered, "this gateway does not offer port %s; it offers %s", wanted, cmp.Or(string(ports), "none"))
+			continue
+		}
+		var claims []string
+		for _, h := range r.Exposure.Hosts {
+			if byPort {
+				h += " on port " + wanted.String()
+			}
+			claims = append(claims, h)
+		}
+		names := len(claims)
+		for n := int(wanted.First); byPort && n <= int(wanted.Last); n++ {
+			claims = append(claims, transport(r.Exposure.Protocol)+" port "+strconv.Itoa(n))
+		}
+		for i, name := range claims {
+			h := holders[name]
+			if h == nil || h.Owner == r.Owner || i >= names && h.Exposure.SharesPort() && r.Exposure.SharesPort() {
 				continue
 			}
-			claims = []string{string(r.Exposure.Protocol) + " port " + strconv.Itoa(int(r.Exposure.Port))}
-		}
-		for _, name := range claims {
-			if h := holders[name]; h != nil && h.Owner != r.Owner {
-				problem(r, NameTaken, "another owner already holds %s at this gateway", name)
-				continue each
-			}
+			problem(r, NameTaken, "another owner already holds %s at this gateway", name)
+			continue each
 		}
 		for _, name := range claims {
 			if holders[name] == nil {
@@ -84,6 +90,13 @@ each:
 		}
 	}
 	return c
+}
+
+func transport(p webgw.ExposureProtocol) string {
+	if p == webgw.UDP {
+		return "udp"
+	}
+	return "tcp"
 }
 
 // trouble is why the last dial for an exposure failed.

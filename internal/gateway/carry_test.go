@@ -73,4 +73,33 @@ func TestCarry(t *testing.T) {
 	wants(carry(viewOf(blog, older), gent.ID(), "", carry(viewOf(blog), gent.ID(), "", none)), []string{"blog"}, "theft "+NameTaken)
 	port := exposed(t, bob, "port", "", 20022, 0, gent)
 	wants(carry(viewOf(ssh, port), gent.ID(), "20000-20999", none), []string{"ssh"}, "port "+NameTaken)
+
+	// Ranges count port by port; a port that is shared is nobody's alone.
+	over := ranged(t, bob, "over", webgw.TCP, 20020, 20030, gent)
+	wants(carry(viewOf(ssh, over), gent.ID(), "20000-20999", none), []string{"ssh"}, "over "+NameTaken)
+	beyond := ranged(t, bob, "beyond", webgw.UDP, 20990, 21000, gent)
+	wants(carry(viewOf(beyond), gent.ID(), "20000-20999", none), nil, "beyond "+PortNotOffered)
+	wants(carry(viewOf(beyond), gent.ID(), "20000-20999,21000", none), []string{"beyond"})
+	mine, theirs := ranged(t, alice, "mine", webgw.TLS, 20443, 0, gent), ranged(t, bob, "theirs", webgw.TLS, 20443, 0, gent)
+	wants(carry(viewOf(mine, theirs), gent.ID(), "20000-20999", none), []string{"mine", "theirs"})
+	whole := ranged(t, bob, "whole", webgw.TCP, 20440, 20450, gent)
+	wants(carry(viewOf(mine, whole), gent.ID(), "20000-20999", carry(viewOf(mine), gent.ID(), "20000-20999", none)), []string{"mine"}, "whole "+NameTaken)
+	wants(carry(viewOf(mine, whole), gent.ID(), "20000-20999", carry(viewOf(whole), gent.ID(), "20000-20999", none)), []string{"whole"}, "mine "+NameTaken)
+}
+
+// ranged signs an exposure of ports; by tls, with the exposure's name as host.
+func ranged(t *testing.T, by ident.Key, name string, p webgw.ExposureProtocol, first, last uint16, via ...ident.Key) ident.Signed {
+	t.Helper()
+	s := exposed(t, by, name, "", first, 0, via...)
+	r := *s.Record
+	e := *r.Exposure
+	if e.Protocol, e.PortEnd = p, last; p == webgw.TLS {
+		e.Hosts = []string{name + ".example"}
+	}
+	r.Exposure = &e
+	s, err := by.Sign(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }

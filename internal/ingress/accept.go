@@ -9,16 +9,12 @@ import (
 	"net/netip"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"sync/atomic"
 	"time"
 
 	"webgw.dev/webgw"
 	"webgw.dev/webgw/internal/netx"
 )
-
-// portRetry is how often a TCP port that could not be opened is tried again.
-const portRetry = 30 * time.Second
 
 // An Accept that fails (EMFILE, ECONNABORTED, …) is tried again after a pause
 // between these: the shortage passes when connections end.
@@ -43,6 +39,7 @@ type visit struct {
 	since   time.Time
 	early   []byte // read already, behind a PROXY header
 	trusted bool   // comes by a balancer whose PROXY header is believed
+	asked   string // the host that its PROXY header says the visitor asked for, normalized; "": it does not say
 	counted bool   // against the limits, under the shard's lock
 	arrived atomic.Bool
 	gone    atomic.Bool
@@ -105,57 +102,6 @@ func (s *Server) Addrs() (addrs []net.Addr) {
 		addrs = append(addrs, s.udp[p].conn.LocalAddr())
 	}
 	return addrs
-}
-
-// Problems returns the exposures whose port could not be opened.
-func (s *Server) Problems() (problems []webgw.Problem) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, p := range slices.Sorted(maps.Keys(s.problems)) {
-		problems = append(problems, s.problems[p])
-	}
-	for _, p := range slices.Sorted(maps.Keys(s.udpProblems)) {
-		problems = append(problems, s.udpProblems[p])
-	}
-	return problems
-}
-
-// syncPortsLocked opens and closes TCP ports as the table says. Connections
-// through a port that closes go on.
-func (s *Server) syncPortsLocked() {
-	t := s.table.Load()
-	if t == nil {
-		return
-	}
-	s.syncUDPLocked(t)
-	for port := range s.ports {
-		if t.Port(port) == nil {
-			s.closePortLocked(port)
-		}
-	}
-	clear(s.problems)
-	for _, port := range slices.Sorted(maps.Keys(t.ports)) {
-		if s.ports[port] != nil {
-			continue
-		}
-		r := t.ports[port]
-		nl, err := s.Net.Listen(s.ctx, "tcp", net.JoinHostPort(s.BindHost, strconv.Itoa(int(port))))
-		if err != nil {
-			s.log.Error("port can't be opened", "exposure", r.Key.String(), "port", port, "err", err)
-			s.problems[port] = webgw.Problem{Exposure: r.Key, Code: string(webgw.Unavailable), Text: fmt.Sprintf("port %d can't be opened on this gateway", port)}
-			continue
-		}
-		l := &listener{nl, "tcp", func(v *visit) { s.serveTCP(v, port) }}
-		s.ports[port] = l
-		s.listeners.Go(func() { s.accept(l) })
-	}
-}
-
-func (s *Server) closePortLocked(port uint16) {
-	if err := s.ports[port].Close(); err != nil {
-		s.log.Warn("closing a port", "port", port, "err", err)
-	}
-	delete(s.ports, port)
 }
 
 // accept takes in connections until the listener is closed.
@@ -265,7 +211,7 @@ func (s *Server) serveTLS(v *visit) {
 	case r == nil:
 		s.turnAway(v, reasonName, alert(alertUnrecognized))
 	case r.Exposure.Protocol == webgw.TLS:
-		s.forward(v, r, seen.head, webgw.NormalizeHost(seen.hello.ServerName))
+		s.forward(v, r, seen.head, webgw.NormalizeHost(seen.hello.ServerName), 0)
 	case s.hurries(v, r):
 		s.turnAway(v, reasonRate, nil)
 	case s.Certificates == nil:
@@ -283,16 +229,6 @@ func (s *Server) serveHTTP(v *visit) {
 		return
 	}
 	s.web.take(v, head)
-}
-
-// serveTCP serves a connection to a TCP port.
-func (s *Server) serveTCP(v *visit, port uint16) {
-	r := s.table.Load().Port(port)
-	if r == nil { // withdrawn this very moment
-		s.turnAway(v, reasonName, nil)
-		return
-	}
-	s.forward(v, r, v.early, "")
 }
 
 // turnAway ends a connection that leads nowhere, with a last word if there is one.

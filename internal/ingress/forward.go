@@ -118,7 +118,7 @@ func (s *Server) open(ctx context.Context, r *Route, t *target, from Origin) (St
 	start := time.Now()
 	short, cancel := context.WithTimeout(ctx, s.limits.Open)
 	defer cancel()
-	stream, err := s.Upstream.Open(short, r, t.Target, from)
+	stream, err := s.Upstream.Open(short, r, t.At(from.Above), from)
 	refused := err != nil && t.Direct != "" && !isTimeout(err)
 	if err == nil && from.Prompt {
 		if a, ok := stream.(interface{ Accepted() error }); ok {
@@ -166,8 +166,9 @@ type passage struct {
 }
 
 // forward passes the connection's bytes to a target of r and back, as they
-// are. head was read already. What can't be connected is reset.
-func (s *Server) forward(v *visit, r *Route, head []byte, host string) {
+// are. head was read already; the port lies so far above the exposure's first.
+// What can't be connected is reset.
+func (s *Server) forward(v *visit, r *Route, head []byte, host string, above uint16) {
 	v.arrive()
 	if reason := s.admitStream(v, r); reason != "" {
 		s.turnAway(v, reason, nil)
@@ -177,7 +178,7 @@ func (s *Server) forward(v *visit, r *Route, head []byte, host string) {
 		head = r.announce(v, head)
 	}
 	p := &passage{visit: v, route: r, head: head, turn: r.turn(), late: time.Now().Add(3 * s.limits.Open),
-		from: Origin{Visitor: v.visitor, Local: v.local, Host: host, Protocol: r.Exposure.Protocol},
+		from: Origin{Visitor: v.visitor, Local: v.local, Host: host, Protocol: r.Exposure.Protocol, Above: above},
 		done: Access{Access: webgw.Access{Time: v.since, Exposure: r.Key, Visitor: v.visitor.Addr(), Host: host, Proto: string(r.Exposure.Protocol)}}}
 	// In a goroutine of its own, whose stack has not grown by understanding the
 	// first bytes.
@@ -211,7 +212,7 @@ func (p *passage) open() bool {
 		if t == nil {
 			break
 		}
-		p.target, p.done.Target = t, t.Target
+		p.target, p.done.Target = t, t.At(p.from.Above)
 		if p.stream, p.done.Err = p.server.open(p.server.ctx, p.route, t, p.from); p.done.Err == nil {
 			return true
 		}

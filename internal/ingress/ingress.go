@@ -31,7 +31,8 @@ import (
 
 // Upstream opens streams to workloads: through a node's session, or direct.
 type Upstream interface {
-	// Open begins a stream to one target of a route. It returns as soon as
+	// Open begins a stream to one target of a route, already moved to the port
+	// that the visitor asked for. It returns as soon as
 	// there is something to write to; that the other side refuses may show only
 	// later, as a *webgw.Error of Read or Join. An error that isn't the
 	// target's fault alone is a *webgw.Error too.
@@ -45,7 +46,8 @@ type Origin struct {
 	Local    netip.AddrPort // where the visitor connected to
 	Host     string         // host or server name, "" for tcp
 	Protocol webgw.ExposureProtocol
-	Prompt   bool // Accepted is going to be called: the answer is wanted at once
+	Above    uint16 // how far the port lies above the exposure's first
+	Prompt   bool   // Accepted is going to be called: the answer is wanted at once
 }
 
 // Stream is a connection to a workload. As a net.Conn it carries HTTP.
@@ -114,20 +116,20 @@ type Server struct {
 	metrics *metrics
 	web     *web
 
-	mu          sync.Mutex
-	bound       bool
-	fixed       []*listener          // the HTTP and TLS ports
-	ports       map[uint16]*listener // TCP ports
-	problems    map[uint16]webgw.Problem
-	udp         map[uint16]*udpPort
-	udpProblems map[uint16]webgw.Problem
-	ctx         context.Context // of all connections, ends when they are cut
-	cut         context.CancelFunc
-	stopping    bool
-	stopped     chan struct{}  // closed when a shutdown is through
-	listeners   sync.WaitGroup // accept loops
-	visits      sync.WaitGroup // connections; only accept loops add to it
-	arriving    sync.WaitGroup // those of them whose first bytes have not been understood
+	mu        sync.Mutex
+	bound     bool
+	fixed     []*listener          // the HTTP and TLS ports
+	ports     map[uint16]*listener // TCP ports
+	failed    map[uint16]bool      // those that could not be opened
+	udp       map[uint16]*udpPort
+	failedUDP map[uint16]bool
+	ctx       context.Context // of all connections, ends when they are cut
+	cut       context.CancelFunc
+	stopping  bool
+	stopped   chan struct{}  // closed when a shutdown is through
+	listeners sync.WaitGroup // accept loops
+	visits    sync.WaitGroup // connections; only accept loops add to it
+	arriving  sync.WaitGroup // those of them whose first bytes have not been understood
 }
 
 // Limits bound what strangers can make the gateway hold. 0 means the default.
@@ -188,8 +190,8 @@ func (s *Server) setup() {
 		}
 		s.limits = s.Limits.withDefaults()
 		s.ports = map[uint16]*listener{}
-		s.problems = map[uint16]webgw.Problem{}
-		s.udp, s.udpProblems = map[uint16]*udpPort{}, map[uint16]webgw.Problem{}
+		s.failed, s.failedUDP = map[uint16]bool{}, map[uint16]bool{}
+		s.udp = map[uint16]*udpPort{}
 		s.ctx, s.cut = context.WithCancel(context.Background())
 		s.stopped = make(chan struct{})
 		s.metrics = newMetrics(s.Metrics, s)
@@ -237,7 +239,7 @@ func (s *Server) Run(ctx context.Context) error {
 			return nil
 		case <-retry.C:
 			s.mu.Lock()
-			if !s.stopping && len(s.problems)+len(s.udpProblems) > 0 {
+			if !s.stopping && len(s.failed)+len(s.failedUDP) > 0 {
 				s.syncPortsLocked()
 			}
 			s.mu.Unlock()

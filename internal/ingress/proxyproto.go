@@ -38,6 +38,7 @@ var (
 type stated struct {
 	visitor netip.AddrPort
 	local   netip.AddrPort // where the visitor connected to
+	asked   string         // the host that the visitor asked for, normalized; "": unknown
 }
 
 // cutProxy looks for a PROXY header at the start of all bytes so far. n is its
@@ -95,7 +96,12 @@ func parseProxy(b []byte) (s stated, err error) {
 	if !ok {
 		return s, errProxyHeader // datagrams or sockets, on a TCP port
 	}
-	s = stated{addrPort(from), addrPort(to)}
+	s = stated{visitor: addrPort(from), local: addrPort(to)}
+	for _, t := range tlvs {
+		if host := webgw.NormalizeHost(string(t.Value)); t.Type == proxyproto.PP2_TYPE_AUTHORITY && webgw.CheckHost("", host, false) == nil {
+			s.asked = host
+		}
+	}
 	if a := s.visitor.Addr(); !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || !s.local.Addr().IsValid() {
 		return stated{}, errProxyHeader
 	}
@@ -164,7 +170,7 @@ func (s *Server) heed(v *visit) (reason string) {
 	if !from.visitor.IsValid() {
 		return ""
 	}
-	v.local = from.local
+	v.local, v.asked = from.local, from.asked
 	return s.doors.move(v, from.visitor, &s.limits)
 }
 
@@ -185,6 +191,8 @@ func (r *Route) announce(v *visit, head []byte) []byte {
 				tlvs = append(tlvs, proxyproto.TLV{Type: proxyproto.PP2_TYPE_ALPN, Value: []byte(hello.ALPN[0])})
 			}
 			tlvs = append(tlvs, proxyproto.TLV{Type: proxyproto.PP2_TYPE_AUTHORITY, Value: []byte(webgw.NormalizeHost(hello.ServerName))})
+		} else if v.asked != "" {
+			tlvs = append(tlvs, proxyproto.TLV{Type: proxyproto.PP2_TYPE_AUTHORITY, Value: []byte(v.asked)})
 		}
 		if err := h.SetTLVs(tlvs); err != nil { // none of them is long enough
 			v.server.log.Error("PROXY header without names", "exposure", r.Key.String(), "err", err)

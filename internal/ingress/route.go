@@ -34,6 +34,7 @@ type Table struct {
 	http   hosts
 	tls    hosts
 	ports  map[uint16]*Route // TCP
+	shared map[uint16]*hosts // TCP ports whose visitors name a host
 	udp    map[uint16]*Route
 	owners map[webgw.ID]*owner
 }
@@ -50,7 +51,7 @@ type hosts struct {
 func Build(all []Declared) (*Table, []webgw.Problem) {
 	all = slices.Clone(all)
 	slices.SortFunc(all, func(a, b Declared) int { return compareKeys(a.Key, b.Key) })
-	t := &Table{ports: map[uint16]*Route{}, udp: map[uint16]*Route{}, owners: map[webgw.ID]*owner{}}
+	t := &Table{ports: map[uint16]*Route{}, shared: map[uint16]*hosts{}, udp: map[uint16]*Route{}, owners: map[webgw.ID]*owner{}}
 	var problems []webgw.Problem
 	taken := func(d Declared, what string, by *Route) {
 		problems = append(problems, webgw.Problem{Exposure: d.Key, Code: string(webgw.Taken), Text: what + " is held by " + by.Key.String()})
@@ -63,6 +64,16 @@ func Build(all []Declared) (*Table, []webgw.Problem) {
 			if d.Exposure.Protocol == webgw.TLS {
 				h = &t.tls
 			}
+			if port := d.Exposure.Port; port != 0 {
+				if by := t.ports[port]; by != nil {
+					taken(d, "the port", by)
+					continue
+				}
+				if t.shared[port] == nil {
+					t.shared[port] = &hosts{}
+				}
+				h = t.shared[port]
+			}
 			for _, name := range d.Exposure.Hosts {
 				if by := h.add(name, r); by != nil {
 					taken(d, name, by)
@@ -73,11 +84,13 @@ func Build(all []Declared) (*Table, []webgw.Problem) {
 			if d.Exposure.Protocol == webgw.UDP {
 				ports = t.udp
 			}
-			if by := ports[d.Exposure.Port]; by != nil {
+			if by := t.inTheWay(d.Exposure); by != nil {
 				taken(d, "the port", by)
 				continue
 			}
-			ports[d.Exposure.Port] = r
+			for port := range eachPort(d.Exposure) {
+				ports[port] = r
+			}
 		default:
 			problems = append(problems, webgw.Problem{Exposure: d.Key, Code: string(webgw.Unsupported), Text: "this gateway does not know the protocol"})
 			continue
@@ -155,20 +168,4 @@ func (t *Table) TLS(name string) *Route {
 func (t *Table) Terminates(name string) bool {
 	r := t.TLS(name)
 	return r != nil && r.Exposure.Protocol == webgw.HTTP
-}
-
-// Port returns the route of a public TCP port, or nil.
-func (t *Table) Port(port uint16) *Route {
-	if t == nil {
-		return nil
-	}
-	return t.ports[port]
-}
-
-// UDP returns the route of a public UDP port, or nil.
-func (t *Table) UDP(port uint16) *Route {
-	if t == nil {
-		return nil
-	}
-	return t.udp[port]
 }

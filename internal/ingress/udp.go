@@ -3,7 +3,6 @@ package ingress
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"net"
 	"net/netip"
@@ -61,6 +60,7 @@ type visitFlow struct {
 	host      string // server name, "" for udp
 	route     *Route
 	only      *target // nil: any of the route's
+	above     uint16  // how far the port lies above the exposure's first
 	since     time.Time
 	last      atomic.Int64 // when a datagram passed, Unix nanoseconds
 	in, out   atomic.Int64 // bytes to and from the workload
@@ -90,16 +90,15 @@ func (s *Server) syncUDPLocked(t *Table) {
 			s.closeUDPLocked(port)
 		}
 	}
-	clear(s.udpProblems)
+	clear(s.failedUDP)
 	for _, port := range slices.Sorted(maps.Keys(t.udp)) {
 		if s.udp[port] != nil {
 			continue
 		}
 		p, err := s.listenUDP(port)
 		if err != nil {
-			r := t.udp[port]
-			s.log.Error("UDP port can't be opened", "exposure", r.Key.String(), "port", port, "err", err)
-			s.udpProblems[port] = webgw.Problem{Exposure: r.Key, Code: string(webgw.Unavailable), Text: fmt.Sprintf("UDP port %d can't be opened on this gateway", port)}
+			s.log.Error("UDP port can't be opened", "exposure", t.udp[port].Key.String(), "port", port, "err", err)
+			s.failedUDP[port] = true
 			continue
 		}
 		s.udp[port] = p
@@ -228,7 +227,7 @@ func (p *udpPort) begin(key flowKey, now time.Time) *visitFlow {
 	if r == nil { // withdrawn this very moment
 		return nil
 	}
-	f := p.admit(&visitFlow{p: &p.flowPort, books: p, key: key, route: r, table: t, since: now})
+	f := p.admit(&visitFlow{p: &p.flowPort, books: p, key: key, route: r, above: r.above(p.port), table: t, since: now})
 	if f == nil {
 		return nil
 	}
@@ -278,7 +277,7 @@ func (f *visitFlow) open() {
 	s := f.p.s
 	ctx, cancel := context.WithTimeout(f.p.ctx, 3*s.limits.Open)
 	defer cancel()
-	from := Origin{Visitor: f.key.visitor, Local: netip.AddrPortFrom(f.key.local, f.p.port), Host: f.host, Protocol: f.route.Exposure.Protocol}
+	from := Origin{Visitor: f.key.visitor, Local: netip.AddrPortFrom(f.key.local, f.p.port), Host: f.host, Protocol: f.route.Exposure.Protocol, Above: f.above}
 	turn := f.route.turn()
 	next := func() *target {
 		if f.only == nil {
@@ -296,7 +295,7 @@ func (f *visitFlow) open() {
 	for t = next(); t != nil && ctx.Err() == nil; t = next() {
 		start, to := time.Now(), t
 		one, cancel := context.WithTimeout(ctx, s.limits.Open)
-		flow, err = s.Flows.OpenFlow(one, f.route, t.Target, from, func(p []byte) { f.reply(to, p) })
+		flow, err = s.Flows.OpenFlow(one, f.route, t.At(f.above), from, func(p []byte) { f.reply(to, p) })
 		cancel()
 		if err == nil {
 			s.metrics.open.WithLabelValues(f.p.carries).Observe(time.Since(start).Seconds())
@@ -356,7 +355,7 @@ func (f *visitFlow) done(now time.Time) bool {
 	if t := f.p.s.table.Load(); t != f.table {
 		f.table = t
 		r := f.books.leads(f, t)
-		leads := r != nil && r.Key == f.route.Key && slices.Contains(r.Exposure.Targets, f.target.Target)
+		leads := r != nil && r.Key == f.route.Key && r.Exposure.Port == f.route.Exposure.Port && slices.Contains(r.Exposure.Targets, f.target.Target)
 		if !leads || r.guard != nil && !r.guard.ready(f.p.s).lets(f.key.visitor.Addr().WithZone("")) {
 			return true
 		}
@@ -400,7 +399,7 @@ func (f *visitFlow) end() {
 	a := Access{Access: webgw.Access{Time: f.since, Exposure: f.route.Key, Visitor: f.key.visitor.Addr(), Proto: proto,
 		BytesIn: f.in.Load(), BytesOut: f.out.Load(), Took: time.Since(f.since)}, Err: err}
 	if target != nil {
-		a.Target = target.Target
+		a.Target = target.At(f.above)
 	}
 	s.record(a)
 }

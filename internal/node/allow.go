@@ -104,7 +104,7 @@ func (a *allowed) judge(self, gateway webgw.ID, r tunnel.Request, now time.Time)
 	if !slices.Contains(e.Exposure.Gateways, gateway) {
 		return reasonGateway, forbidden("the exposure does not name this gateway")
 	}
-	if want := (webgw.Target{Node: self, Address: r.Target}); !e.Exposure.LeadsTo(func(t webgw.Target) bool { return t == want }) {
+	if want := (webgw.Target{Node: self, Address: r.Target}); !e.Exposure.Reaches(want) {
 		return reasonTarget, forbidden("the exposure does not lead to this target")
 	}
 	datagrams := e.Exposure.Protocol == webgw.UDP || e.Exposure.Protocol == webgw.TLS && e.Exposure.QUIC

@@ -347,7 +347,8 @@ type port struct {
 	Port uint16 `json:"port"`
 }
 
-// freePort finds a port that all named gateways offer and nobody holds. It is
+// freePort finds a port that all named gateways offer and nobody holds, or the
+// first of as many in a row as are asked for. It is
 // a proposal: only declaring an exposure takes it. So it is drawn at random,
 // lest everybody who asks at once gets the same.
 func (s *Server) freePort(w http.ResponseWriter, r *http.Request, _ webgw.ID) error {
@@ -358,6 +359,10 @@ func (s *Server) freePort(w http.ResponseWriter, r *http.Request, _ webgw.ID) er
 	protocol := webgw.ExposureProtocol(cmp.Or(r.URL.Query().Get("protocol"), string(webgw.TCP)))
 	if !protocol.ByPort() {
 		return &webgw.Error{Kind: webgw.Invalid, Field: "protocol", Public: "must be tcp or udp"}
+	}
+	count, err := portCount(r.URL.Query().Get("count"))
+	if err != nil {
+		return err
 	}
 	m, now := s.mirror, time.Now()
 	m.mu.RLock()
@@ -376,38 +381,13 @@ func (s *Server) freePort(w http.ResponseWriter, r *http.Request, _ webgw.ID) er
 		}
 		ids, offers = append(ids, id), append(offers, g.Record.Gateway.Ports)
 	}
-	free := freePorts(ids, offers, protocol, func(key string) bool {
-		p := newPlan(m, now, 0, Quota{})
-		uses, _ := p.live(key, m.holdings[key])
-		return len(uses) == 0
-	})
+	free := newPlan(m, now, 0, Quota{}).freePorts(ids, offers, protocol, count)
 	if len(free) == 0 {
-		return &webgw.Error{Kind: webgw.Exhausted, Field: "gateway", Public: "no port is on offer and free on all of these gateways", Hint: "name fewer gateways, or one port for each"}
+		what := "port is"
+		if count > 1 {
+			what = fmt.Sprintf("%d ports in a row are", count)
+		}
+		return &webgw.Error{Kind: webgw.Exhausted, Field: "gateway", Public: "no " + what + " on offer and free on all of these gateways", Hint: "name fewer gateways, or ports for each"}
 	}
 	return reply(w, http.StatusOK, port{free[rand.IntN(len(free))]})
-}
-
-func freePorts(ids []webgw.ID, offers []webgw.PortSet, protocol webgw.ExposureProtocol, free func(key string) bool) (out []uint16) {
-	count := map[uint16]int{}
-	for _, set := range offers {
-		ranges, _ := set.Ranges() // validated with its record; a malformed set offers nothing
-		for _, r := range ranges {
-			for n := int(r.First); n <= int(r.Last); n++ {
-				count[uint16(n)]++
-			}
-		}
-	}
-candidates:
-	for n, c := range count {
-		if c != len(ids) {
-			continue
-		}
-		for _, id := range ids {
-			if !free(portKey(id, protocol, n)) {
-				continue candidates
-			}
-		}
-		out = append(out, n)
-	}
-	return out
 }

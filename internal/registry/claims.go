@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -31,6 +30,13 @@ type use struct {
 	Record  webgw.Key `json:"record"`
 	Subtree bool      `json:"subtree,omitempty"` // a name claim with everything below
 	Zone    bool      `json:"zone,omitempty"`    // a gateway's zone
+	Port    uint16    `json:"port,omitempty"`    // a host name on this port alone; 0: on the gateways' own
+	Shared  bool      `json:"shared,omitempty"`  // a port, together with others of this kind
+}
+
+// as reports whether u is held for what c claims.
+func (u use) as(c claim) bool {
+	return u.Subtree == c.subtree && u.Zone == c.zone && u.Port == c.on && u.Shared == c.shared
 }
 
 func (h *holding) use(k webgw.Key) (use, bool) {
@@ -52,6 +58,8 @@ type claim struct {
 	port    int    // for ports: index of the gateway
 	subtree bool
 	zone    bool
+	on      uint16 // for host names: the port, if it is not the gateways' own
+	shared  bool
 }
 
 // claims lists what a record holds, in the order of its fields.
@@ -75,11 +83,13 @@ func claims(r *webgw.Record) []claim {
 	case webgw.KindExposure:
 		var cs []claim
 		for i, h := range r.Exposure.Hosts {
-			cs = append(cs, host(fmt.Sprintf("exposure.hosts[%d]", i), h))
+			c := host(fmt.Sprintf("exposure.hosts[%d]", i), h)
+			c.on = r.Exposure.Port
+			cs = append(cs, c)
 		}
-		if r.Exposure.Protocol.ByPort() {
+		if ports, ok := r.Exposure.Ports(); ok {
 			for i, g := range r.Exposure.Gateways {
-				cs = append(cs, claim{key: portKey(g, r.Exposure.Protocol, r.Exposure.Port), field: "exposure.port", port: i})
+				cs = append(cs, claim{key: portSpace(g, r.Exposure.Protocol).key(ports), field: "exposure.port", port: i, shared: r.Exposure.SharesPort()})
 			}
 		}
 		return cs
@@ -96,16 +106,6 @@ func hosts(r *webgw.Record) int {
 		return 1
 	}
 	return 0
-}
-
-// portKey is the index key of a public port. Those of TCP and UDP are spaces of
-// their own.
-func portKey(gateway webgw.ID, p webgw.ExposureProtocol, port uint16) string {
-	key := "port/" + gateway.String() + "/" + strconv.Itoa(int(port))
-	if p == webgw.UDP {
-		key += "/udp"
-	}
-	return key
 }
 
 // audience lists whom a version of a record names and who must therefore hear
@@ -200,7 +200,7 @@ func (p *plan) live(key string, h *holding) (uses []use, until time.Time) {
 		return nil, time.Time{}
 	}
 	grace := p.grace
-	if strings.HasPrefix(key, "port/") {
+	if strings.HasPrefix(key, portPrefix) {
 		grace = 0
 	}
 	if h.Until != 0 {
@@ -277,19 +277,19 @@ func (p *plan) take(r *webgw.Record, c claim) error {
 	old := p.m.records[self]
 	had, has := h.use(self)
 	mine := has && old != nil && old.Record.Live(p.now)
-	if mine && had.Subtree == c.subtree && had.Zone == c.zone {
+	if mine && had.as(c) {
 		return nil // as before
 	}
 	if c.host != "" {
 		if err := p.takeHost(r, c, uses); err != nil {
 			return err
 		}
-	} else if p.others(c.key) || slices.ContainsFunc(uses, func(u use) bool { return u.Record != self }) {
-		// A name or a port is one record's, even among those of one owner.
-		if strings.HasPrefix(c.key, "port/") {
-			g := r.Exposure.Gateways[c.port]
-			return taken(c.field, "ask for a free port", "%s port %d is taken on gateway %s", r.Exposure.Protocol, r.Exposure.Port, p.nameOf(g))
+	} else if strings.HasPrefix(c.key, portPrefix) {
+		if err := p.takePorts(r, c); err != nil {
+			return err
 		}
+	} else if p.others(c.key) || slices.ContainsFunc(uses, func(u use) bool { return u.Record != self }) {
+		// A name is one record's, even among those of one owner.
 		return taken(c.field, "choose another name", "the %s name %q is taken", r.Kind, r.Name)
 	}
 	next := holding{Owner: p.owner}
@@ -301,7 +301,7 @@ func (p *plan) take(r *webgw.Record, c claim) error {
 			next.Uses = append(next.Uses, u)
 		}
 	}
-	next.Uses = append(next.Uses, use{Record: self, Subtree: c.subtree, Zone: c.zone})
+	next.Uses = append(next.Uses, use{Record: self, Subtree: c.subtree, Zone: c.zone, Port: c.on, Shared: c.shared})
 	return p.putHolding(c.key, next)
 }
 
@@ -319,7 +319,7 @@ func (p *plan) takeHost(r *webgw.Record, c claim, uses []use) error {
 	}
 	if r.Kind == webgw.KindExposure {
 		for _, u := range uses {
-			if u.Record.Kind == webgw.KindExposure && u.Record != self {
+			if u.Record.Kind == webgw.KindExposure && u.Record != self && u.Port == c.on {
 				return taken(c.field, "withdraw it there first", "%q is in your exposure %q already", c.host, u.Record.Name)
 			}
 		}
@@ -419,7 +419,7 @@ func (p *plan) release(k webgw.Key, c claim, at time.Time) error {
 		return p.putHolding(c.key, next)
 	}
 	grace := p.grace
-	if strings.HasPrefix(c.key, "port/") {
+	if strings.HasPrefix(c.key, portPrefix) {
 		grace = 0
 	}
 	if end := at.Add(grace); end.After(until) {
@@ -447,12 +447,12 @@ func (p *plan) refer(r *webgw.Record) error {
 		if g == nil {
 			return &webgw.Error{Kind: webgw.NotFound, Field: field, Public: fmt.Sprintf("there is no gateway %s", id), Hint: "list them: webgw get gateways"}
 		}
-		if x.Protocol.ByPort() && !g.Record.Gateway.Ports.Contains(x.Port) {
+		if ports, ok := x.Ports(); ok && !g.Record.Gateway.Ports.Covers(ports) {
 			offer := string(g.Record.Gateway.Ports)
 			if offer == "" {
 				offer = "none"
 			}
-			return &webgw.Error{Kind: webgw.Invalid, Field: field, Public: fmt.Sprintf("gateway %s does not offer port %d", g.Record.Name, x.Port), Hint: "it offers " + offer}
+			return &webgw.Error{Kind: webgw.Invalid, Field: field, Public: fmt.Sprintf("gateway %s does not offer port %s", g.Record.Name, ports), Hint: "it offers " + offer}
 		}
 	}
 	for field, t := range x.AllTargets() {
@@ -476,9 +476,9 @@ const storedFactor = 10
 
 // count checks the owner's quota for a new version of a record.
 func (p *plan) count(r *webgw.Record) error {
-	live, stored, names := 1, 1, hosts(r)
+	live, stored, names, ports := 1, 1, hosts(r), portsOf(r)
 	if r.Deleted {
-		live, names = 0, 0
+		live, names, ports = 0, 0, 0
 	}
 	for k, e := range p.m.byOwner[p.owner] {
 		if k == r.Key() {
@@ -490,6 +490,7 @@ func (p *plan) count(r *webgw.Record) error {
 		}
 		live++
 		names += hosts(e.Record)
+		ports += portsOf(e.Record)
 	}
 	over := func(what string, most int) error {
 		return &webgw.Error{Kind: webgw.Exhausted, Public: fmt.Sprintf("this registry lets one owner hold %d %s", most, what), Hint: "withdraw what is not used"}
@@ -499,6 +500,8 @@ func (p *plan) count(r *webgw.Record) error {
 		return over("records", p.quota.Records)
 	case names > p.quota.Names:
 		return over("host names", p.quota.Names)
+	case ports > p.quota.Ports:
+		return over("ports", p.quota.Ports)
 	case p.m.records[r.Key()] == nil && stored > storedFactor*p.quota.Records:
 		return over("records, withdrawn ones included,", storedFactor*p.quota.Records)
 	}

@@ -439,6 +439,12 @@ func TestWhatComesInBetweenCounts(t *testing.T) {
 		{"a wildcard, then a zone", web2("a", 100, "*.x.example"), gateway("g", "x.example")},
 		{"a gateway's name", gateway("g", ""), gateway("g", "")},
 		{"a port", tcp("a", 2001, key(100).ID()), tcp("b", 2001, key(100).ID())},
+		{"a range, then a port in it", ports("a", webgw.TCP, 2001, 2005), ports("b", webgw.TCP, 2003, 0)},
+		{"a port, then a range over it", ports("a", webgw.UDP, 2003, 0), ports("b", webgw.UDP, 2001, 2005)},
+		{"a range, then one that overlaps", ports("a", webgw.TCP, 2001, 2005), ports("b", webgw.TCP, 2005, 2009)},
+		{"a shared port, then the whole port", shared("a", 2001, "a.x.example"), ports("b", webgw.TCP, 2001, 0)},
+		{"a port, then a shared one", ports("a", webgw.TCP, 2000, 2001), shared("b", 2001, "b.x.example")},
+		{"a name on a shared port", shared("a", 2001, "a.x.example"), shared("b", 2001, "a.x.example")},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			k := newKV()
@@ -529,6 +535,7 @@ func clash(m *mirror, now time.Time) string {
 		owner   webgw.ID
 		host    string
 		subtree bool
+		on      uint16
 		by      webgw.Key
 	}
 	var all []held
@@ -536,7 +543,7 @@ func clash(m *mirror, now time.Time) string {
 		if e.Record.Live(now) {
 			for _, c := range claims(e.Record) {
 				if c.host != "" {
-					all = append(all, held{k.Owner, c.host, c.subtree, k})
+					all = append(all, held{k.Owner, c.host, c.subtree, c.on, k})
 				}
 			}
 		}
@@ -544,7 +551,7 @@ func clash(m *mirror, now time.Time) string {
 	for i, a := range all {
 		for _, b := range all[i+1:] {
 			if a.owner == b.owner {
-				if a.host == b.host && a.by.Kind == webgw.KindExposure && b.by.Kind == webgw.KindExposure {
+				if a.host == b.host && a.on == b.on && a.by.Kind == webgw.KindExposure && b.by.Kind == webgw.KindExposure {
 					return fmt.Sprintf("%s and %s hold %s", a.by, b.by, a.host)
 				}
 				continue

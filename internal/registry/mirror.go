@@ -24,8 +24,9 @@ import (
 //	webgw/r/KIND/OWNER/NAME           a record: metadata, line end, envelope
 //	webgw/i/host/HOST                 who holds what is one per grid: a holding
 //	webgw/i/{gateway,node,farm}/NAME
-//	webgw/i/port/GATEWAY/PORT
+//	webgw/i/port/GATEWAY/PORTS        of TCP; PORTS/udp of UDP
 //	webgw/g/DOMAIN                    guard, written with every new host name in DOMAIN
+//	webgw/g/port/GATEWAY/BLOCK        guard, written with every port newly taken in a block of 256; GATEWAY/udp/BLOCK of UDP
 //	webgw/s/ID                        last status of a live gateway or node, under a lease
 const (
 	prefix       = "webgw/"
@@ -100,8 +101,9 @@ type mirror struct {
 	byNamed  map[webgw.ID]map[webgw.Key]*entry // by audience
 	holdings map[string]*holding               // by index key without prefix
 	kids     map[string]map[string]bool        // host names by the name one label above
-	guards   map[string]int64                  // revision by domain
-	newest   map[webgw.ID]int64                // revision of the latest exposure that names it
+	ports    map[space]map[string]webgw.PortRange
+	guards   map[string]int64   // revision by domain, or block of ports
+	newest   map[webgw.ID]int64 // revision of the latest exposure that names it
 	status   map[webgw.ID]*reported
 	odd      map[string]int64 // revisions of damaged values, so that they can be replaced
 
@@ -118,6 +120,7 @@ func newMirror() *mirror {
 		byNamed:  map[webgw.ID]map[webgw.Key]*entry{},
 		holdings: map[string]*holding{},
 		kids:     map[string]map[string]bool{},
+		ports:    map[space]map[string]webgw.PortRange{},
 		guards:   map[string]int64{},
 		newest:   map[webgw.ID]int64{},
 		status:   map[webgw.ID]*reported{},
@@ -219,12 +222,16 @@ func (m *mirror) applyLocked(c change) {
 			delete(m.holdings, key)
 			if isHost {
 				m.unlinkLocked(host)
+			} else {
+				m.unlinkPortsLocked(key)
 			}
 			return
 		}
 		m.holdings[key] = c.holding
 		if isHost {
 			m.linkLocked(host)
+		} else {
+			m.linkPortsLocked(key)
 		}
 	case strings.HasPrefix(c.key, prefixGuard):
 		domain := strings.TrimPrefix(c.key, prefixGuard)

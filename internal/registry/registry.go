@@ -58,6 +58,7 @@ type Server struct {
 type Quota struct {
 	Records int // live records
 	Names   int // host names in live records
+	Ports   int // public ports in live records, each once however many gateways it is taken on
 }
 
 // Defaults of the Server's fields.
@@ -67,7 +68,7 @@ const (
 )
 
 // DefaultQuota is used for the zero fields of Server.Quota.
-var DefaultQuota = Quota{Records: 1000, Names: 1000}
+var DefaultQuota = Quota{Records: 1000, Names: 1000, Ports: 2000}
 
 // init makes what the fields alone can't hold; it is safe to call from any
 // method.
@@ -106,6 +107,9 @@ func (s *Server) quota() Quota {
 	}
 	if q.Names == 0 {
 		q.Names = DefaultQuota.Names
+	}
+	if q.Ports == 0 {
+		q.Ports = DefaultQuota.Ports
 	}
 	return q
 }
@@ -175,7 +179,7 @@ func (s *Server) janitor(ctx context.Context) error {
 }
 
 // sweep removes records that no older version can stand for any more, index
-// keys that nobody holds, and guards of domains without names.
+// keys that nobody holds, and guards of domains without names and of ports.
 func (s *Server) sweep(ctx context.Context, now time.Time) (removed int, err error) {
 	m := s.mirror
 	var records []webgw.Key

@@ -64,7 +64,9 @@ func (l *lanes) enter(ctx context.Context, names []string) (leave func(), err er
 func lanesOf(r *webgw.Record) []string {
 	names := []string{r.Owner.String()}
 	for _, c := range claims(r) {
-		if c.host != "" {
+		if s, ports, ok := parsePortKey(c.key); ok {
+			names = append(names, s.guards(ports)...)
+		} else if c.host != "" {
 			names = append(names, domain(c.host))
 		} else {
 			names = append(names, c.key)

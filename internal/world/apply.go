@@ -2,7 +2,6 @@ package world
 
 import (
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -17,7 +16,9 @@ const Lifetime = 30 * 24 * time.Hour
 //
 //	blog.example -> home1:8080 via gent, cairo
 //	tls vault.example -> home1:8443 via gent
+//	tls vault.example:20443 -> home1:8443 via gent
 //	tcp 20022 -> home1:22, home2:22 via gent
+//	udp 20000-20009 -> home1:7000 via gent
 //	api.example -> direct 8.8.8.8:80 via gent
 //
 // A target NODE:PORT is that port of the node's loopback; NODE/ADDRESS is any
@@ -91,13 +92,12 @@ func (o *Owner) Exposure(line string) webgw.Record {
 	case !ok:
 		e.Hosts = []string{left}
 	case proto == "tls":
-		e.Protocol, e.Hosts = webgw.TLS, []string{what}
+		host, port, _ := strings.Cut(what, ":")
+		e.Protocol, e.Hosts = webgw.TLS, []string{host}
+		w.ports(e, port)
 	case proto == "tcp" || proto == "udp":
-		port, err := strconv.ParseUint(what, 10, 16)
-		if err != nil {
-			w.T.Fatal(err)
-		}
-		e.Protocol, e.Port = webgw.ExposureProtocol(proto), uint16(port)
+		e.Protocol = webgw.ExposureProtocol(proto)
+		w.ports(e, what)
 	default:
 		w.T.Fatalf("%q: no such protocol", left)
 	}
@@ -127,9 +127,24 @@ func (o *Owner) Exposure(line string) webgw.Record {
 	return r
 }
 
+// ports gives an exposure a public port, a range of them, or "".
+func (w *World) ports(e *webgw.Exposure, s string) {
+	w.T.Helper()
+	if s == "" {
+		return
+	}
+	r, err := webgw.ParsePortRange(s)
+	if err != nil {
+		w.T.Fatal(err)
+	}
+	if e.Port = r.First; r.Len() > 1 {
+		e.PortEnd = r.Last
+	}
+}
+
 // exposureName makes a record's name of what stands before the arrow.
 func exposureName(left string) string {
-	return strings.Trim(strings.NewReplacer(".", "-", " ", "-", "*", "any").Replace(left), "-")
+	return strings.Trim(strings.NewReplacer(".", "-", " ", "-", ":", "-", "*", "any").Replace(left), "-")
 }
 
 // Key returns the key of an exposure, by what stands before the arrow.
