@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -113,6 +112,8 @@ func runRole(ctx context.Context, role string, config json.RawMessage) error {
 		ready, err = serveSinks()
 	case "load":
 		handle = newLoad().handle
+	case "link":
+		handle, err = serveLink()
 	case "relay":
 		ready, err = serveRelay(config)
 	case "tunnel-gateway":
@@ -214,7 +215,7 @@ func writeMemory(file string) error {
 type footprint struct {
 	KB          float64 // resident memory
 	Descriptors float64
-	Goroutines  float64 // NaN: not to be seen
+	Goroutines  float64 // 0: not to be seen
 }
 
 func (f footprint) less(g footprint) footprint {
@@ -237,7 +238,7 @@ func readFootprint(pid int) (f footprint, err error) {
 		}
 	}
 	fds, err2 := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	f.Descriptors, f.Goroutines = float64(len(fds)), math.NaN()
+	f.Descriptors = float64(len(fds))
 	return f, errors.Join(err, err2)
 }
 

@@ -24,6 +24,8 @@ type Endpoint struct {
 	Hello string // server name of a ClientHello to send first; then raw bytes
 	Host  string // HTTP with this host; "" is the raw protocol
 	TLS   bool   // HTTP inside TLS
+	H2    bool   // HTTP/2 inside TLS
+	UDP   bool   // datagrams
 }
 
 // op is what visitors do.
@@ -34,6 +36,13 @@ const (
 	opUp      op = "up"      // send as much as they can
 	opKept    op = "kept"    // ask small questions on kept connections
 	opNew     op = "new"     // the same on a new connection each
+	opH2      op = "streams" // the same on streams of one HTTP/2 connection
+	opBeside  op = "beside"  // ask beside streams that receive as much as they can
+	opFair    op = "fair"    // the same of another exposure than those streams, and before them alone
+	opEcho    op = "echo"    // send datagrams and get them back
+	opFirst   op = "first"   // as new, over a long link
+	opLossy   op = "lossy"   // as down, over a long link that loses packets
+	opPart    op = "part"    // nothing: a benchmark of Go
 	opIdle    op = "idle"    // ask once, and hold the connection
 	opRelease op = "release" // let go what idle holds
 )
@@ -42,8 +51,9 @@ const (
 type job struct {
 	Endpoint
 	Op      op
-	Streams int
-	Warm    float64 // seconds before the measure begins
+	Streams int      // or the bytes of a datagram
+	Bulk    Endpoint // of the streams beside which to ask
+	Warm    float64  // seconds before the measure begins
 	Seconds float64
 	PIDs    []int // whose processor time to read
 	Own     []int // further processes that belong to the measure
@@ -56,6 +66,9 @@ type result struct {
 	Count    int64     // questions answered
 	CPU      []float64 // seconds, per PID
 	P50, P99 float64   // seconds
+	Alone    float64   // seconds: P99 before there were others beside
+	Sent     int64     // datagrams, at half the rate that Count and Seconds tell
+	Lost     int64     // of those
 	Others   float64   // processors that went to others meanwhile, other machines of the hypervisor included
 	Failures int64
 	Failed   string      `json:",omitempty"` // the first failure
@@ -84,31 +97,58 @@ func (l *load) handle(raw json.RawMessage) any {
 	return res
 }
 
-func (l *load) do(j job) (result, error) {
-	if j.Hello != "" && l.hello[j.Hello] == nil {
-		h, err := clientHello(j.Hello)
-		if err != nil {
-			return result{}, err
+func (l *load) do(j job) (res result, err error) {
+	for _, name := range []string{j.Hello, j.Bulk.Hello} {
+		if name != "" && l.hello[name] == nil {
+			if l.hello[name], err = clientHello(name); err != nil {
+				return res, err
+			}
 		}
-		l.hello[j.Hello] = h
 	}
-	switch j.Op {
-	case opIdle:
+	switch {
+	case j.UDP && j.Op == opEcho:
+		return l.echo(j)
+	case j.UDP:
+		return res, l.reach(j)
+	case j.Op == opIdle:
 		return l.hold(j)
-	case opRelease:
+	case j.Op == opRelease:
 		for _, v := range l.held {
 			v.Close()
 		}
 		l.held = nil
-		return result{}, nil
+		return res, nil
+	case j.Op == opFair:
+		alone := j
+		alone.Op, alone.Streams = opKept, 1
+		if res, err = l.do(alone); err != nil || res.Failures > 0 {
+			return res, err
+		}
+		p99 := res.P99
+		j.Op = opBeside
+		res, err = l.do(j)
+		res.Alone = p99
+		return res, err
 	}
 	m := &meter{}
 	var wg sync.WaitGroup
-	for range j.Streams {
+	switch j.Op {
+	case opH2: // all on one connection
 		wg.Go(func() { l.visit(j, m) })
+	case opBeside:
+		ask, bulk := j, j
+		ask.Op, bulk.Op, bulk.Endpoint = opKept, opDown, j.Bulk
+		wg.Go(func() { l.visit(ask, m) })
+		for range j.Streams {
+			wg.Go(func() { l.visit(bulk, m) })
+		}
+	default:
+		for range j.Streams {
+			wg.Go(func() { l.visit(j, m) })
+		}
 	}
 	time.Sleep(seconds(j.Warm))
-	res, err := m.measure(j)
+	res, err = m.measure(j)
 	m.stop()
 	wg.Wait()
 	if f := m.failed.Load(); f != nil {
@@ -166,6 +206,15 @@ func (m *meter) measure(j job) (res result, err error) {
 	return result{Seconds: took, Bytes: b1 - b0, Count: c1 - c0, CPU: cpu1, Others: (others1 - others0) / took}, err
 }
 
+// took keeps how long something took, while that is measured.
+func (m *meter) took(long time.Duration) {
+	if m.counting.Load() {
+		m.mu.Lock()
+		m.times = append(m.times, long)
+		m.mu.Unlock()
+	}
+}
+
 // stop ends all visits.
 func (m *meter) stop() {
 	m.mu.Lock()
@@ -218,6 +267,7 @@ func (m *meter) fail(err error) {
 func (l *load) visit(j job, m *meter) {
 	const giveUp = 100
 	for !m.isOver() && m.failures.Load() < giveUp {
+		start := time.Now()
 		v, err := l.connect(j.Endpoint)
 		if err != nil {
 			m.fail(err)
@@ -227,16 +277,20 @@ func (l *load) visit(j job, m *meter) {
 			return
 		}
 		switch j.Op {
-		case opDown:
+		case opDown, opLossy:
 			err = v.down(m)
 		case opUp:
 			err = v.up(m)
 		case opKept:
 			err = v.questions(m)
-		case opNew:
-			if err = v.once(); err == nil {
+		case opNew, opFirst:
+			var answered time.Time
+			if answered, err = v.once(); err == nil {
 				m.count.Add(1)
+				m.took(answered.Sub(start))
 			}
+		case opH2:
+			err = v.multiplex(m, j.Streams)
 		}
 		m.fail(err)
 		m.leave(v)
@@ -304,7 +358,11 @@ func (l *load) connectFrom(at Endpoint, from *net.TCPAddr) (*visitor, error) {
 	if at.TLS {
 		// Whose certificate it is does not matter here; that it is verified
 		// would only add work for the load generator.
-		t := tls.Client(c, &tls.Config{ServerName: at.Host, InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
+		protocol := "http/1.1"
+		if at.H2 {
+			protocol = "h2"
+		}
+		t := tls.Client(c, &tls.Config{ServerName: at.Host, InsecureSkipVerify: true, NextProtos: []string{protocol}})
 		if err := t.Handshake(); err != nil {
 			c.Close()
 			return nil, err
@@ -434,14 +492,15 @@ func (v *visitor) ask(how byte) (err error) {
 }
 
 // once asks on a fresh connection and waits for the other side to end it.
-func (v *visitor) once() error {
+func (v *visitor) once() (answered time.Time, err error) {
 	if err := v.ask(askOnce); err != nil {
-		return err
+		return answered, err
 	}
+	answered = time.Now()
 	if _, err := v.r.ReadByte(); err != io.EOF {
-		return fmt.Errorf("after the answer: %v", err)
+		return answered, fmt.Errorf("after the answer: %v", err)
 	}
-	return nil
+	return answered, nil
 }
 
 func (v *visitor) questions(m *meter) error {

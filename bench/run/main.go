@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -31,6 +32,7 @@ type options struct {
 	idle    int
 	json    bool
 	strace  bool
+	far     bool   // within a network namespace, over an emulated link
 	profile string // directory, or ""
 	webgw   string // binary, or "" to build it
 }
@@ -38,19 +40,25 @@ type options struct {
 func main() {
 	var o options
 	var role, config, only, systems string
+	var quick bool
 	flag.IntVar(&o.rounds, "rounds", 5, "how often each measure is taken of each system, interleaved; the median is shown")
 	flag.Float64Var(&o.seconds, "seconds", 2, "length of one measure")
 	flag.StringVar(&only, "only", "", "regular `expression` of the measures to take")
 	flag.StringVar(&systems, "systems", "", "regular `expression` of the systems to measure")
-	flag.IntVar(&o.tries, "tries", 4, "how often a measure is taken at most when others keep the machine busy; the least disturbed counts")
+	flag.IntVar(&o.tries, "tries", 2, "how often a measure is taken at most when others keep the machine busy; the least disturbed counts")
 	flag.IntVar(&o.idle, "idle", 2000, "idle connections held to measure memory")
+	flag.BoolVar(&quick, "quick", false, "see whether everything works, in a few minutes: as -rounds 1 -seconds 0.3 -tries 1 -idle 400")
 	flag.BoolVar(&o.json, "json", false, "print every value of every round as JSON instead of the table")
 	flag.BoolVar(&o.strace, "strace", false, "show which system calls carry the bytes instead of measuring")
 	flag.StringVar(&o.profile, "profile", "", "run webgw's roles inside bench/run and write their CPU and heap profiles of each measure into this `directory`")
 	flag.StringVar(&o.webgw, "webgw", "", "the webgw `binary` to measure; none builds it")
+	flag.BoolVar(&o.far, "far", false, "internal: measure over an emulated link")
 	flag.StringVar(&role, "role", "", "internal: what this process is")
 	flag.StringVar(&config, "config", "", "internal: the role's configuration")
 	flag.Parse()
+	if quick {
+		o.rounds, o.seconds, o.tries, o.idle = 1, 0.3, 1, 400
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := func() (err error) {
@@ -81,6 +89,7 @@ type rig struct {
 	ports sinkPorts
 	cert  string // PEM file of certificate and key for secureHost
 	bin   string // webgw, or ""
+	link  *child // emulated, between the hops; nil: loopback
 }
 
 // secureHost and the like are the names by which visitors ask for workloads.
@@ -99,6 +108,12 @@ func (o options) run(ctx context.Context) (err error) {
 	if r.cert, err = writeCertificate(r.dir); err != nil {
 		return err
 	}
+	if o.far { // in a namespace that is empty yet
+		if r.link, err = startRole(ctx, "link", nil, nil); err != nil {
+			return json.NewEncoder(os.Stdout).Encode(farAnswer{Unavailable: err.Error()})
+		}
+		defer r.link.stop()
+	}
 	if r.sink, err = startRole(ctx, "sink", nil, &r.ports); err != nil {
 		return err
 	}
@@ -112,7 +127,19 @@ func (o options) run(ctx context.Context) (err error) {
 		return r.trace(ctx, kinds)
 	}
 	t := newTable()
-	if err := r.speeds(ctx, kinds, t); err != nil {
+	if o.far {
+		if err := r.speeds(ctx, kinds, far, t); err != nil {
+			return err
+		}
+		return json.NewEncoder(os.Stdout).Encode(farAnswer{Systems: t.systems, Results: t.results})
+	}
+	if err := r.speeds(ctx, kinds, here, t); err != nil {
+		return err
+	}
+	if err := r.overLink(ctx, t); err != nil {
+		return err
+	}
+	if err := r.goBenchmarks(ctx, t); err != nil {
 		return err
 	}
 	if err := r.memory(ctx, kinds, t); err != nil {
@@ -125,15 +152,20 @@ func (o options) run(ctx context.Context) (err error) {
 	return nil
 }
 
-// speeds takes the measures that interleave: round by round, each measure of
-// each system.
-func (r *rig) speeds(ctx context.Context, kinds []kind, t *table) error {
-	var wanted []measure
+// wanted are the measures that are asked for, of those taken in one way.
+func (o options) wanted(how where) (out []measure) {
 	for _, m := range measures() {
-		if m.op != opIdle && r.o.only.MatchString(m.name()) {
-			wanted = append(wanted, m)
+		if m.where() == how && o.only.MatchString(m.name()) {
+			out = append(out, m)
 		}
 	}
+	return out
+}
+
+// speeds takes the measures that interleave: round by round, each measure of
+// each system.
+func (r *rig) speeds(ctx context.Context, kinds []kind, how where, t *table) error {
+	wanted := r.o.wanted(how)
 	if len(wanted) == 0 {
 		return nil
 	}
@@ -144,6 +176,9 @@ func (r *rig) speeds(ctx context.Context, kinds []kind, t *table) error {
 		}
 	}()
 	for _, k := range kinds {
+		if !slices.ContainsFunc(wanted, func(m measure) bool { return m.isFor(k.name) }) {
+			continue
+		}
 		s, err := k.start(ctx)
 		if err != nil {
 			return fmt.Errorf("start %s: %w", k.name, err)
@@ -154,7 +189,7 @@ func (r *rig) speeds(ctx context.Context, kinds []kind, t *table) error {
 		for _, m := range wanted {
 			for _, s := range systems {
 				at, ok := s.services[m.service]
-				if !ok {
+				if !ok || !m.isFor(s.name) {
 					continue
 				}
 				res, err := r.quietly(ctx, s, m, at)
@@ -176,8 +211,17 @@ func (r *rig) speeds(ctx context.Context, kinds []kind, t *table) error {
 // and returns the least disturbed.
 func (r *rig) quietly(ctx context.Context, s *system, m measure, at Endpoint) (best result, err error) {
 	const bearable = 0.1 // processors
-	j := job{Endpoint: at, Op: m.op, Streams: m.streams, Seconds: r.o.seconds, Warm: warmUp(r.o.seconds),
-		PIDs: s.pids(), Own: []int{r.sink.cmd.Process.Pid, os.Getpid()}}
+	j := job{Endpoint: at, Op: m.op, Streams: m.n, Bulk: at, PIDs: s.pids(), Own: []int{r.sink.cmd.Process.Pid, os.Getpid()}}
+	j.Warm, j.Seconds = m.times(r.o.seconds)
+	if m.op == opFair {
+		j.Bulk = s.services[blaster]
+	}
+	if r.link != nil {
+		j.Own = append(j.Own, r.link.cmd.Process.Pid)
+		if err := r.link.call(m.link(), &linkSettings{}); err != nil {
+			return best, err
+		}
+	}
 	for try := range r.o.tries {
 		profiled, err := s.profile(r.o.profile, m, r.o.seconds)
 		if err != nil {
@@ -200,15 +244,13 @@ func (r *rig) quietly(ctx context.Context, s *system, m measure, at Endpoint) (b
 	return best, nil
 }
 
-func warmUp(seconds float64) float64 { return max(0.5, seconds/4) }
-
 // memory measures idle connections, each system in fresh processes.
 func (r *rig) memory(ctx context.Context, kinds []kind, t *table) error {
-	for _, m := range measures() {
-		if m.op != opIdle || !r.o.only.MatchString(m.name()) {
-			continue
-		}
+	for _, m := range r.o.wanted(alone) {
 		for _, k := range kinds {
+			if !m.isFor(k.name) {
+				continue
+			}
 			if err := r.idle(ctx, k, m, t); err != nil {
 				return fmt.Errorf("%s of %s: %w", m.name(), k.name, err)
 			}

@@ -14,7 +14,7 @@ import (
 )
 
 // sinkPorts is where the workloads listen.
-type sinkPorts struct{ Raw, HTTP string }
+type sinkPorts struct{ Raw, HTTP, UDP string }
 
 // What a visitor of the raw workload asks for, in its first byte after a TLS
 // record that is skipped if there is one.
@@ -104,7 +104,15 @@ func serveSinks() (sinkPorts, error) {
 		return sinkPorts{}, err
 	}
 	http, err := serve(httpSink)
-	return sinkPorts{raw, http}, err
+	if err != nil {
+		return sinkPorts{}, err
+	}
+	echo, err := listenUDP()
+	if err != nil {
+		return sinkPorts{}, err
+	}
+	go echoSink(echo)
+	return sinkPorts{raw, http, echo.LocalAddr().String()}, nil
 }
 
 // listen serves connections on a free port of the loopback until the process

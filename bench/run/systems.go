@@ -8,13 +8,10 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -45,6 +42,8 @@ const (
 	sealedTCP   = "tcp"
 	plainHTTP   = "http"
 	secureHTTP  = "https"
+	http2       = "h2"
+	udp         = "udp"
 )
 
 // hop is one of the processes; roles of our own can be asked about themselves.
@@ -125,8 +124,9 @@ var hopNames = [...]string{"gateway", "node"}
 func (r *rig) kinds(ctx context.Context) []kind {
 	all := []kind{
 		{nameHAProxy, func(ctx context.Context) (*system, error) { return r.haproxy(ctx, 0) }},
-		{nameHAProxy + " 256K", func(ctx context.Context) (*system, error) { return r.haproxy(ctx, 256<<10) }},
-		{"splice twice", r.splice},
+		{nameLarge, func(ctx context.Context) (*system, error) { return r.haproxy(ctx, 256<<10) }},
+		{nameOnce, r.haproxyOnce},
+		{nameSplice, r.splice},
 		{nameTunnel, r.tunnel},
 		{nameOurs, r.webgw},
 	}
@@ -136,7 +136,7 @@ func (r *rig) kinds(ctx context.Context) []kind {
 		if !r.o.systems.MatchString(k.name) {
 			continue
 		}
-		if strings.HasPrefix(k.name, nameHAProxy) && noHAProxy != nil {
+		if strings.HasPrefix(k.name, "HAProxy") && noHAProxy != nil {
 			fmt.Fprintf(os.Stderr, "%s is left out: %v\n", k.name, noHAProxy)
 			continue
 		}
@@ -147,6 +147,9 @@ func (r *rig) kinds(ctx context.Context) []kind {
 
 const (
 	nameHAProxy = "HAProxy→HAProxy"
+	nameLarge   = "HAProxy→HAProxy 256K"
+	nameOnce    = "HAProxy once"
+	nameSplice  = "splice twice"
 	nameTunnel  = "tunnel alone"
 	nameOurs    = "webgw"
 )
@@ -156,95 +159,91 @@ const (
 func (r *rig) haproxy(ctx context.Context, buffer int) (*system, error) {
 	s := &system{name: nameHAProxy}
 	if buffer > 0 {
-		s.name += fmt.Sprintf(" %dK", buffer>>10)
+		s.name = nameLarge
 	}
 	to := map[string]string{sealedTCP: r.ports.Raw, plainHTTP: r.ports.HTTP, secureHTTP: r.ports.HTTP}
-	var starts []hop
-	for _, name := range []string{"node", "gateway"} { // the last hop first, for those who dial it
-		var b strings.Builder
-		fmt.Fprintf(&b, "global\n  maxconn 6000\n")
-		if buffer > 0 {
-			fmt.Fprintf(&b, "  tune.bufsize %d\n", buffer)
-		}
-		fmt.Fprintf(&b, "defaults\n  timeout connect 10s\n  timeout client 1h\n  timeout server 1h\n  http-reuse always\n")
-		at := map[string]string{}
-		for _, service := range []string{sealedTCP, plainHTTP, secureHTTP} {
-			port, err := freePort()
-			if err != nil {
-				return nil, err
-			}
-			at[service] = fmt.Sprintf("127.0.0.1:%d", port)
-			mode, secure := "http", ""
-			if service == sealedTCP {
-				mode = "tcp"
-			}
-			if service == secureHTTP && name == "gateway" {
-				secure = " ssl crt " + r.cert
-			}
-			fmt.Fprintf(&b, "listen %s\n  mode %s\n  bind %s%s\n  server next %s\n", service, mode, at[service], secure, to[service])
-		}
-		file := filepath.Join(r.dir, fmt.Sprintf("haproxy-%d-%s.cfg", buffer, name))
-		if err := os.WriteFile(file, []byte(b.String()), 0o600); err != nil {
-			return nil, err
-		}
-		p, err := startProcess(ctx, nil, "haproxy", "-db", "-q", "-f", file)
-		if err != nil {
-			return nil, err
-		}
-		starts = append(starts, hop{child: p})
-		if err := waitPort(ctx, at[sealedTCP]); err != nil {
-			s.hops = starts
-			s.stop()
-			return nil, err
-		}
-		to = at
-	}
-	s.hops = []hop{starts[1], starts[0]}
-	s.services = map[string]Endpoint{
-		passthrough: {Addr: to[sealedTCP], Hello: passHost},
-		sealedTCP:   {Addr: to[sealedTCP]},
-		plainHTTP:   {Addr: to[plainHTTP], Host: plainHost},
-		secureHTTP:  {Addr: to[secureHTTP], Host: secureHost, TLS: true},
-	}
-	return s, nil
-}
-
-// splice starts two relays that only copy, which Go does by splice(2).
-func (r *rig) splice(ctx context.Context) (*system, error) {
-	var first, second string
-	node, err := startRole(ctx, "relay", r.ports.Raw, &second)
+	node, at, err := r.haproxyHop(ctx, buffer, "", to)
 	if err != nil {
 		return nil, err
 	}
-	gateway, err := startRole(ctx, "relay", second, &first)
+	for service, addr := range at {
+		to[service] = r.across(addr)
+	}
+	gateway, at, err := r.haproxyHop(ctx, buffer, " ssl alpn h2,http/1.1 crt "+r.cert, to)
 	if err != nil {
 		node.stop()
 		return nil, err
 	}
-	return &system{name: "splice twice", hops: []hop{{child: gateway, role: true}, {child: node, role: true}},
-		services: map[string]Endpoint{passthrough: {Addr: first, Hello: passHost}, sealedTCP: {Addr: first}}}, nil
+	s.hops = []hop{{child: gateway}, {child: node}}
+	s.services = map[string]Endpoint{
+		passthrough: {Addr: at[sealedTCP], Hello: passHost},
+		sealedTCP:   {Addr: at[sealedTCP]},
+		plainHTTP:   {Addr: at[plainHTTP], Host: plainHost},
+		secureHTTP:  {Addr: at[secureHTTP], Host: secureHost, TLS: true},
+		http2:       {Addr: at[secureHTTP], Host: secureHost, TLS: true, H2: true},
+	}
+	return s, nil
 }
 
-// serveRelay copies between its port and an address.
-func serveRelay(config json.RawMessage) (addr string, err error) {
-	var to string
-	if err := json.Unmarshal(config, &to); err != nil {
-		return "", err
+// haproxyOnce starts one HAProxy that ends TLS and asks the workload itself:
+// what TLS and HTTP cost without a second hop.
+func (r *rig) haproxyOnce(ctx context.Context) (*system, error) {
+	gateway, at, err := r.haproxyHop(ctx, 0, " ssl alpn h2,http/1.1 crt "+r.cert, map[string]string{secureHTTP: r.ports.HTTP})
+	if err != nil {
+		return nil, err
 	}
-	return listen(func(a *net.TCPConn) {
-		defer a.Close()
-		c, err := net.Dial("tcp", to)
+	return &system{name: nameOnce, hops: []hop{{child: gateway}}, services: map[string]Endpoint{
+		secureHTTP: {Addr: at[secureHTTP], Host: secureHost, TLS: true},
+		http2:      {Addr: at[secureHTTP], Host: secureHost, TLS: true, H2: true},
+	}}, nil
+}
+
+// haproxyHop starts a HAProxy that passes each service on to an address, and
+// returns where it listens for each. It ends TLS of secureHTTP with the options
+// given, or takes it for plain HTTP if there are none.
+func (r *rig) haproxyHop(ctx context.Context, buffer int, secure string, to map[string]string) (p *child, at map[string]string, err error) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "global\n  maxconn 6000\n")
+	if buffer > 0 {
+		fmt.Fprintf(&b, "  tune.bufsize %d\n", buffer)
+	}
+	fmt.Fprintf(&b, "defaults\n  timeout connect 10s\n  timeout client 1h\n  timeout server 1h\n  http-reuse always\n")
+	at = map[string]string{}
+	for service, next := range to {
+		port, err := freePort()
 		if err != nil {
-			return
+			return nil, nil, err
 		}
-		b := c.(*net.TCPConn)
-		defer b.Close()
-		done := make(chan struct{})
-		go func() { defer close(done); io.Copy(a, b); a.CloseWrite() }()
-		io.Copy(b, a)
-		b.CloseWrite()
-		<-done
-	})
+		at[service] = fmt.Sprintf("127.0.0.1:%d", port)
+		mode, options := "http", ""
+		if service == sealedTCP {
+			mode = "tcp"
+		}
+		if service == secureHTTP {
+			options = secure
+		}
+		fmt.Fprintf(&b, "listen %s\n  mode %s\n  bind %s:%d%s\n  server next %s\n", service, mode, r.bind(), port, options, next)
+	}
+	file, err := os.CreateTemp(r.dir, "haproxy")
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err := file.WriteString(b.String()); err != nil {
+		return nil, nil, err
+	}
+	if err := file.Close(); err != nil {
+		return nil, nil, err
+	}
+	if p, err = startProcess(ctx, nil, "haproxy", "-db", "-q", "-f", file.Name()); err != nil {
+		return nil, nil, err
+	}
+	for _, addr := range at {
+		if err := waitPort(ctx, addr); err != nil {
+			p.stop()
+			return nil, nil, err
+		}
+	}
+	return p, at, nil
 }
 
 // writeCertificate writes a self-signed certificate and its key for secureHost

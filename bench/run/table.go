@@ -13,103 +13,16 @@ import (
 	"strings"
 )
 
-// measure is one thing that is measured of every system.
-type measure struct {
-	service string
-	op      op
-	streams int
-}
-
-func (m measure) name() string { return fmt.Sprintf("%s/%s/%d", m.service, m.op, m.streams) }
-
-// measures lists all, in the order of the table.
-func measures() (out []measure) {
-	services := []string{passthrough, sealedTCP, plainHTTP, secureHTTP}
-	for _, s := range services {
-		for _, n := range []int{1, 8, 64} {
-			out = append(out, measure{s, opDown, n})
-		}
-		if s != secureHTTP {
-			out = append(out, measure{s, opUp, 1})
-		}
-	}
-	for _, s := range services {
-		out = append(out, measure{s, opKept, 50}, measure{s, opKept, 4}, measure{s, opNew, 50})
-	}
-	for _, s := range services[:3] {
-		out = append(out, measure{s, opIdle, 1000})
-	}
-	return out
-}
-
-// row is one line of the table: a figure drawn from the results of a measure.
-type row struct {
-	measure
-	title  string
-	figure func(result) float64
-	format string
-
-	times float64 // bar: ours at least so many times HAProxy's; 0: none
-	most  float64 // bar: ours at most this; 0: none
-}
-
-func rowsOf(m measure) []row {
-	s := fmt.Sprintf
-	many := s("%d streams", m.streams)
-	if m.streams == 1 {
-		many = "1 stream"
-	}
-	hop := func(i int, f func(footprint) float64) func(result) float64 {
-		return func(r result) float64 {
-			if i >= len(r.Idle) {
-				return math.NaN()
-			}
-			return f(r.Idle[i])
-		}
-	}
-	switch m.op {
-	case opDown, opUp:
-		bar := map[string]float64{passthrough: 1.3, sealedTCP: 0.7}[m.service]
-		rows := []row{{m, s("%s, %s %s, Gbit/s", m.service, many, m.op), func(r result) float64 { return float64(r.Bytes) * 8 / r.Seconds / 1e9 }, "%.2f", bar, 0}}
-		if m.streams == 8 {
-			for i, h := range hopNames {
-				rows = append(rows, row{m, s("%s, %s %s, CPU s/GB, %s", m.service, many, m.op, h), func(r result) float64 { return r.CPU[i] / (float64(r.Bytes) / 1e9) }, "%.2f", 0, 0})
-			}
-		}
-		return rows
-	case opKept:
-		if m.streams < 50 {
-			return []row{
-				{m, s("%s, %d kept connections, p50 µs", m.service, m.streams), func(r result) float64 { return r.P50 * 1e6 }, "%.0f", 0, 0},
-				{m, s("%s, %d kept connections, p99 µs", m.service, m.streams), func(r result) float64 { return r.P99 * 1e6 }, "%.0f", 0, 0},
-			}
-		}
-		return []row{{m, s("%s, %d kept connections, requests/s", m.service, m.streams), rate, "%.0f", 0, 0}}
-	case opNew:
-		return []row{{m, s("%s, a new connection each, requests/s", m.service), rate, "%.0f", 0.6, 0}}
-	case opIdle:
-		most := map[string]float64{passthrough: 12, sealedTCP: 40}[m.service]
-		var rows []row
-		for i, h := range hopNames {
-			rows = append(rows,
-				row{m, s("%s, idle stream, %s, KB", m.service, h), hop(i, func(f footprint) float64 { return f.KB }), "%.1f", 0, most},
-				row{m, s("%s, idle stream, %s, descriptors", m.service, h), hop(i, func(f footprint) float64 { return f.Descriptors }), "%.2f", 0, 0},
-				row{m, s("%s, idle stream, %s, goroutines", m.service, h), hop(i, func(f footprint) float64 { return f.Goroutines }), "%.2f", 0, 0})
-		}
-		return rows
-	}
-	return nil
-}
-
-func rate(r result) float64 { return float64(r.Count) / r.Seconds }
-
 // table holds all results, by system and measure, round after round.
 type table struct {
 	systems []string
 	results map[string]map[string][]result
+	notes   map[measure]string // why there are none
 }
 
-func newTable() *table { return &table{results: map[string]map[string][]result{}} }
+func newTable() *table {
+	return &table{results: map[string]map[string][]result{}, notes: map[measure]string{}}
+}
 
 func (t *table) add(system string, m measure, r result) {
 	of := t.results[system]
@@ -157,7 +70,8 @@ func (t *table) ours() string {
 // writeMarkdown writes the medians, one column per system, with the bars.
 func (t *table) writeMarkdown(w io.Writer) {
 	ours := t.ours()
-	fmt.Fprintf(w, "| measure | %s | %s ÷ %s | bar | |\n|---|%s---:|---:|---|\n", strings.Join(t.systems, " | "), ours, nameHAProxy, strings.Repeat("---:|", len(t.systems)))
+	fmt.Fprintf(w, "| measure | %s | %s ÷ %s | bars |\n|---|%s---:|---|\n", strings.Join(t.systems, " | "), ours, nameHAProxy, strings.Repeat("---:|", len(t.systems)))
+	met, missed := 0, 0
 	for _, m := range measures() {
 		for _, r := range rowsOf(m) {
 			cells := []string{r.title}
@@ -167,30 +81,67 @@ func (t *table) writeMarkdown(w io.Writer) {
 				cells = append(cells, cell(r.format, x))
 				some = some || !math.IsNaN(x)
 			}
-			if !some {
+			if note := t.notes[m]; !some && note != "" {
+				cells = append(cells, "–", note)
+			} else if !some {
 				continue
-			}
-			// Rounds are compared with themselves: what disturbs one round
-			// disturbs both systems alike.
-			var ratios []float64
-			mine, theirs := t.values(ours, r), t.values(nameHAProxy, r)
-			for i := range min(len(mine), len(theirs)) {
-				ratios = append(ratios, mine[i]/theirs[i])
-			}
-			ratio := median(ratios)
-			cells = append(cells, cell("%.2f", ratio))
-			switch {
-			case r.times > 0:
-				cells = append(cells, fmt.Sprintf("≥ %.1f ×", r.times), verdict(ratio, ratio >= r.times))
-			case r.most > 0:
-				x := median(mine)
-				cells = append(cells, fmt.Sprintf("≤ %.0f", r.most), verdict(x, x <= r.most))
-			default:
-				cells = append(cells, "", "")
+			} else {
+				var bars []string
+				for _, b := range r.bars {
+					text, ok, known := t.judge(ours, r, b)
+					bars = append(bars, text)
+					if ok {
+						met++
+					} else if known {
+						missed++
+					}
+				}
+				cells = append(cells, cell("%.2f", t.ratio(ours, nameHAProxy, r)), strings.Join(bars, "; "))
 			}
 			fmt.Fprintf(w, "| %s |\n", strings.Join(cells, " | "))
 		}
 	}
+	fmt.Fprintf(w, "\nBars met: %d, missed: %d.\n", met, missed)
+	t.writeDisturbance(w)
+}
+
+// ratio is the median of how many times one system's figure is another's, round
+// by round: what disturbs a round disturbs both alike.
+func (t *table) ratio(one, other string, r row) float64 {
+	var ratios []float64
+	mine, theirs := t.values(one, r), t.values(other, r)
+	for i := range min(len(mine), len(theirs)) {
+		ratios = append(ratios, mine[i]/theirs[i])
+	}
+	return median(ratios)
+}
+
+// judge compares a row with a bar, and says so in words.
+func (t *table) judge(ours string, r row, b bar) (text string, ok, known bool) {
+	text = fmt.Sprintf("%s %.4g", b.sign, b.x)
+	x := median(t.values(ours, r))
+	if b.by != "" {
+		x = t.ratio(ours, b.by, r)
+		text += " × " + b.by
+	}
+	text += " (" + b.issue + "): "
+	if b.by != "" && b.by != nameHAProxy {
+		text += cell("%.2f", x) + " "
+	}
+	known = !math.IsNaN(x)
+	switch ok = b.sign == "≥" && x >= b.x || b.sign == "≤" && x <= b.x; {
+	case !known:
+		text += "–"
+	case ok:
+		text += "ok"
+	default:
+		text += "**miss**"
+	}
+	return text, ok, known
+}
+
+// writeDisturbance tells what else went on, and what failed.
+func (t *table) writeDisturbance(w io.Writer) {
 	var others []float64
 	for _, of := range t.results {
 		for _, rounds := range of {
@@ -222,14 +173,4 @@ func cell(format string, x float64) string {
 		return "–"
 	}
 	return fmt.Sprintf(format, x)
-}
-
-func verdict(x float64, ok bool) string {
-	switch {
-	case math.IsNaN(x):
-		return "–"
-	case ok:
-		return "ok"
-	}
-	return "**miss**"
 }

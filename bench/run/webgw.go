@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net/http"
 	"os"
 	"os/exec"
@@ -23,6 +22,9 @@ import (
 
 // build makes the binary once.
 func (r *rig) build(ctx context.Context) error {
+	if r.bin != "" {
+		return nil
+	}
 	if r.bin = r.o.webgw; r.bin != "" {
 		return nil
 	}
@@ -51,10 +53,8 @@ type started struct {
 // webgw starts a gateway with its registry, and a node, as people do, and
 // declares an exposure of each kind.
 func (r *rig) webgw(ctx context.Context) (*system, error) {
-	if r.bin == "" {
-		if err := r.build(ctx); err != nil {
-			return nil, err
-		}
+	if err := r.build(ctx); err != nil {
+		return nil, err
 	}
 	home, err := os.MkdirTemp(r.dir, "home")
 	if err != nil {
@@ -66,18 +66,20 @@ func (r *rig) webgw(ctx context.Context) (*system, error) {
 		if err != nil {
 			return nil, err
 		}
-		at[i] = fmt.Sprintf("127.0.0.1:%d", port)
+		at[i] = fmt.Sprintf(loopback+":%d", port)
 	}
-	tcpPort := strings.TrimPrefix(at[2], "127.0.0.1:")
+	tcpPort := strings.TrimPrefix(at[2], loopback+":") // of UDP, too
 	s := &system{name: nameOurs, rest: tidied, services: map[string]Endpoint{
 		passthrough: {Addr: at[1], Hello: passHost},
 		sealedTCP:   {Addr: at[2]},
 		plainHTTP:   {Addr: at[0], Host: plainHost},
 		secureHTTP:  {Addr: at[1], Host: secureHost, TLS: true},
+		http2:       {Addr: at[1], Host: secureHost, TLS: true, H2: true},
+		udp:         {Addr: at[2], UDP: true},
 	}}
 	err = func() error {
-		gateway, err := r.role(ctx, s, home, "gateway", "--name", "gent", "--bind", "127.0.0.1", "--http-addr", at[0], "--tls-addr", at[1],
-			"--address", at[1], "--ports", tcpPort, "--cert", r.cert+":"+r.cert)
+		gateway, err := r.role(ctx, s, home, "gateway", "--name", "gent", "--bind", r.bind(), "--http-addr", at[0], "--tls-addr", r.bind()+strings.TrimPrefix(at[1], loopback),
+			"--address", r.across(at[1]), "--ports", tcpPort, "--cert", r.cert+":"+r.cert)
 		if err != nil {
 			return err
 		}
@@ -85,7 +87,7 @@ func (r *rig) webgw(ctx context.Context) (*system, error) {
 			return err
 		}
 		manifest := filepath.Join(home, "exposures.yaml")
-		if err := os.WriteFile(manifest, []byte(fmt.Sprintf(exposures, passHost, r.ports.Raw, tcpPort, r.ports.Raw, plainHost, secureHost, r.ports.HTTP)), 0o600); err != nil {
+		if err := os.WriteFile(manifest, []byte(fmt.Sprintf(exposures, passHost, r.ports.Raw, tcpPort, r.ports.Raw, tcpPort, r.ports.UDP, plainHost, secureHost, r.ports.HTTP)), 0o600); err != nil {
 			return err
 		}
 		if err := r.apply(ctx, home, gateway.Registry, manifest); err != nil {
@@ -111,6 +113,13 @@ targets: [{node: home, address: "%s"}]
 kind: exposure
 name: port
 protocol: tcp
+port: %s
+gateways: [gent]
+targets: [{node: home, address: "%s"}]
+---
+kind: exposure
+name: datagrams
+protocol: udp
 port: %s
 gateways: [gent]
 targets: [{node: home, address: "%s"}]
@@ -183,6 +192,9 @@ func (r *rig) apply(ctx context.Context, home, registry, manifest string) error 
 func (r *rig) await(ctx context.Context, s *system) error {
 	late := time.Now().Add(patience)
 	for name, at := range s.services {
+		if name == http2 {
+			continue // the same door as https
+		}
 		for {
 			var res result
 			if err := r.load.call(job{Endpoint: at, Op: opIdle, Streams: 1}, &res); err != nil {
@@ -229,7 +241,7 @@ func serveWebgw(ctx context.Context, config json.RawMessage) (json.RawMessage, e
 	return ready, nil
 }
 
-// goroutines asks a role's metrics; NaN if they don't tell.
+// goroutines asks a role's metrics; 0 if they don't tell.
 func goroutines(url string) (float64, error) {
 	resp, err := http.Get(url)
 	if err != nil {
@@ -245,5 +257,5 @@ func goroutines(url string) (float64, error) {
 			return strconv.ParseFloat(string(bytes.TrimSpace(rest)), 64)
 		}
 	}
-	return math.NaN(), nil
+	return 0, nil
 }
