@@ -30,6 +30,7 @@ type options struct {
 	systems *regexp.Regexp
 	tries   int
 	idle    int
+	quick   bool
 	json    bool
 	strace  bool
 	far     bool   // within a network namespace, over an emulated link
@@ -40,14 +41,13 @@ type options struct {
 func main() {
 	var o options
 	var role, config, only, systems string
-	var quick bool
 	flag.IntVar(&o.rounds, "rounds", 5, "how often each measure is taken of each system, interleaved; the median is shown")
 	flag.Float64Var(&o.seconds, "seconds", 2, "length of one measure")
 	flag.StringVar(&only, "only", "", "regular `expression` of the measures to take")
 	flag.StringVar(&systems, "systems", "", "regular `expression` of the systems to measure")
 	flag.IntVar(&o.tries, "tries", 2, "how often a measure is taken at most when others keep the machine busy; the least disturbed counts")
 	flag.IntVar(&o.idle, "idle", 2000, "idle connections held to measure memory")
-	flag.BoolVar(&quick, "quick", false, "see whether everything works, in a few minutes: as -rounds 1 -seconds 0.3 -tries 1 -idle 400")
+	flag.BoolVar(&o.quick, "quick", false, "see whether everything works, in a few minutes; the figures mean little")
 	flag.BoolVar(&o.json, "json", false, "print every value of every round as JSON instead of the table")
 	flag.BoolVar(&o.strace, "strace", false, "show which system calls carry the bytes instead of measuring")
 	flag.StringVar(&o.profile, "profile", "", "run webgw's roles inside bench/run and write their CPU and heap profiles of each measure into this `directory`")
@@ -56,7 +56,7 @@ func main() {
 	flag.StringVar(&role, "role", "", "internal: what this process is")
 	flag.StringVar(&config, "config", "", "internal: the role's configuration")
 	flag.Parse()
-	if quick {
+	if o.quick {
 		o.rounds, o.seconds, o.tries, o.idle = 1, 0.3, 1, 400
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -187,6 +187,7 @@ func (r *rig) speeds(ctx context.Context, kinds []kind, how where, t *table) err
 	}
 	for round := range r.o.rounds {
 		for _, m := range wanted {
+			start := time.Now()
 			for _, s := range systems {
 				at, ok := s.services[m.service]
 				if !ok || !m.isFor(s.name) {
@@ -201,7 +202,7 @@ func (r *rig) speeds(ctx context.Context, kinds []kind, how where, t *table) err
 				}
 				t.add(s.name, m, res)
 			}
-			fmt.Fprintf(os.Stderr, "round %d of %d: %s\n", round+1, r.o.rounds, m.name())
+			fmt.Fprintf(os.Stderr, "round %d of %d: %s: %.0f s\n", round+1, r.o.rounds, m.name(), time.Since(start).Seconds())
 		}
 	}
 	return nil
@@ -247,6 +248,7 @@ func (r *rig) quietly(ctx context.Context, s *system, m measure, at Endpoint) (b
 // memory measures idle connections, each system in fresh processes.
 func (r *rig) memory(ctx context.Context, kinds []kind, t *table) error {
 	for _, m := range r.o.wanted(alone) {
+		start := time.Now()
 		for _, k := range kinds {
 			if !m.isFor(k.name) {
 				continue
@@ -255,7 +257,7 @@ func (r *rig) memory(ctx context.Context, kinds []kind, t *table) error {
 				return fmt.Errorf("%s of %s: %w", m.name(), k.name, err)
 			}
 		}
-		fmt.Fprintln(os.Stderr, m.name())
+		fmt.Fprintf(os.Stderr, "%s: %.0f s\n", m.name(), time.Since(start).Seconds())
 	}
 	return nil
 }
@@ -266,6 +268,9 @@ func (r *rig) idle(ctx context.Context, k kind, m measure, t *table) error {
 		return err
 	}
 	defer s.stop()
+	if r.o.quick {
+		s.rest = 0
+	}
 	at, ok := s.services[m.service]
 	if !ok {
 		return nil

@@ -47,7 +47,10 @@ func measures() (out []measure) {
 		out = append(out, measure{s, opDown, 1}, measure{s, opDown, 8})
 	}
 	for _, s := range []string{passthrough, sealedTCP, plainHTTP, secureHTTP} {
-		out = append(out, measure{s, opKept, 1}, measure{s, opKept, 4}, measure{s, opKept, 50}, measure{s, opNew, 50})
+		if s == passthrough || s == sealedTCP {
+			out = append(out, measure{s, opKept, 1})
+		}
+		out = append(out, measure{s, opKept, 4}, measure{s, opKept, 50}, measure{s, opNew, 50})
 	}
 	out = append(out, measure{http2, opH2, 100},
 		measure{passthrough, opBeside, 8}, measure{sealedTCP, opBeside, 8},
@@ -73,7 +76,7 @@ func (m measure) isFor(system string) bool {
 	case nameLarge:
 		return bulk && (m.service == passthrough || m.service == sealedTCP)
 	case nameTunnel:
-		return bulk || m.op == opKept || m.op == opNew
+		return bulk || m.op == opKept && m.n == 50 || m.op == opNew
 	case nameOnce:
 		return m.op == opH2 || m.op == opKept && m.n == 50
 	case nameSplice:
@@ -86,11 +89,13 @@ func (m measure) isFor(system string) bool {
 func (m measure) times(wanted float64) (warm, long float64) {
 	switch m.op {
 	case opFirst: // ten in a second
-		return 1, max(wanted, 3)
+		return 1, max(2*wanted, 1)
 	case opLossy: // until congestion control has found the link's rate
-		return 4, max(wanted, 4)
+		return max(2, min(4*wanted, 5)), max(4*wanted, 2)
+	case opDown, opUp, opNew:
+		return max(0.5, wanted/4), wanted
 	}
-	return max(0.5, wanted/4), wanted
+	return max(0.25, wanted/4), wanted
 }
 
 // blaster is the service whose streams use all there is, beside questions of
