@@ -164,27 +164,18 @@ const (
 // than by a host name.
 func (p ExposureProtocol) ByPort() bool { return p == TCP || p == UDP }
 
-// Upstream is how the gateway speaks HTTP to the workload.
-type Upstream string
-
-// How HTTP reaches the workload.
-const (
-	UpstreamAuto  Upstream = "auto"  // HTTP/1.1, but HTTP/2 for gRPC
-	UpstreamHTTP1 Upstream = "http1" // HTTP/1.1 always
-	UpstreamH2C   Upstream = "h2c"   // HTTP/2 in clear text with prior knowledge (RFC 9113 section 3.3)
-)
-
 // Exposure is the owner's statement: this public name or port leads to these
 // targets, by these gateways.
 type Exposure struct {
-	Protocol ExposureProtocol `json:"protocol"`
-	Hosts    []string         `json:"hosts,omitempty"`    // http, tls: host names; "*.example.org" covers one label
-	Port     uint16           `json:"port,omitempty"`     // tcp, udp: the public port, the same on every gateway; tls: 0 is the gateway's TLS port
-	PortEnd  uint16           `json:"portEnd,omitempty"`  // tcp, udp: the last of a range that begins at Port; each leads as far above the target's port. 0: one port
-	Gateways []ID             `json:"gateways"`           // placement: which gateways carry it
-	Targets  []Target         `json:"targets,omitempty"`  // where it leads, any of them serves; may be missing if there are rules
-	Upstream Upstream         `json:"upstream,omitempty"` // http: how the workload is spoken to; "" is auto
-	QUIC     bool             `json:"quic,omitempty"`     // tls: QUIC for these hosts is passed through, too, as UDP to the same targets
+	Protocol    ExposureProtocol `json:"protocol"`
+	Hosts       []string         `json:"hosts,omitempty"`       // http, tls: host names; "*.example.org" covers one label
+	Port        uint16           `json:"port,omitempty"`        // tcp, udp: the public port, the same on every gateway; tls: 0 is the gateway's TLS port
+	PortEnd     uint16           `json:"portEnd,omitempty"`     // tcp, udp: the last of a range that begins at Port; each leads as far above the target's port. 0: one port
+	Gateways    []ID             `json:"gateways"`              // placement: which gateways carry it
+	Targets     []Target         `json:"targets,omitempty"`     // where it leads, any of them serves; may be missing if there are rules
+	Upstream    Upstream         `json:"upstream,omitempty"`    // http: how the workload is spoken to; "" is auto
+	UpstreamTLS *UpstreamTLS     `json:"upstreamTLS,omitempty"` // http: the workload is spoken to over TLS; nil: in clear text
+	QUIC        bool             `json:"quic,omitempty"`        // tls: QUIC for these hosts is passed through, too, as UDP to the same targets
 
 	ProxyProtocol ProxyProtocol `json:"proxyProtocol,omitempty"` // tcp, tls: the workload is told the visitor's address so; "": not
 	Policy        *Policy       `json:"policy,omitempty"`        // who may use it, and how much; nil: no limits of its own
@@ -246,13 +237,8 @@ func (e *Exposure) validate() error {
 			return invalid(index("hosts", i), "%q stands twice", h)
 		}
 	}
-	switch e.Upstream {
-	case "", UpstreamAuto, UpstreamHTTP1, UpstreamH2C:
-	default:
-		return invalid("upstream", "%q is not known; auto, http1 and h2c are", clip(string(e.Upstream), 20))
-	}
-	if e.Upstream != "" && e.Protocol != HTTP {
-		return invalid("upstream", "belongs to protocol http only")
+	if err := e.validateUpstream(); err != nil {
+		return err
 	}
 	if e.QUIC && e.Protocol != TLS {
 		return invalid("quic", "belongs to protocol tls only; for http gateways speak HTTP/3 themselves")

@@ -182,7 +182,7 @@ func Format(r *webgw.Record, label func(kind webgw.Kind, id webgw.ID) string) ([
 	var b any
 	switch {
 	case r.Exposure != nil:
-		e := exposure{head: h, Protocol: string(r.Exposure.Protocol), Hosts: r.Exposure.Hosts, Upstream: string(r.Exposure.Upstream),
+		e := exposure{head: h, Protocol: string(r.Exposure.Protocol), Hosts: r.Exposure.Hosts, Upstream: string(r.Exposure.Upstream), UpstreamTLS: r.Exposure.UpstreamTLS,
 			QUIC: r.Exposure.QUIC, ProxyProtocol: string(r.Exposure.ProxyProtocol), Policy: r.Exposure.Policy}
 		for _, g := range r.Exposure.Gateways {
 			e.Gateways = append(e.Gateways, ref(webgw.KindGateway, g))
@@ -303,14 +303,15 @@ type head struct {
 }
 
 type exposure struct {
-	head     `yaml:",inline"`
-	Protocol string   `yaml:"protocol"`
-	Hosts    []string `yaml:"hosts,omitempty"`
-	Port     ports    `yaml:"port,omitempty"`
-	Gateways []Ref    `yaml:"gateways"`
-	Targets  []target `yaml:"targets,omitempty"`
-	Upstream string   `yaml:"upstream,omitempty"`
-	QUIC     bool     `yaml:"quic,omitempty"`
+	head        `yaml:",inline"`
+	Protocol    string             `yaml:"protocol"`
+	Hosts       []string           `yaml:"hosts,omitempty"`
+	Port        ports              `yaml:"port,omitempty"`
+	Gateways    []Ref              `yaml:"gateways"`
+	Targets     []target           `yaml:"targets,omitempty"`
+	Upstream    string             `yaml:"upstream,omitempty"`
+	UpstreamTLS *webgw.UpstreamTLS `yaml:"upstreamTLS,omitempty"`
+	QUIC        bool               `yaml:"quic,omitempty"`
 
 	ProxyProtocol string        `yaml:"proxyProtocol,omitempty"`
 	Policy        *webgw.Policy `yaml:"policy,omitempty"`
@@ -363,7 +364,7 @@ type body interface {
 }
 
 func (e *exposure) fill(r *webgw.Record, res *resolver) error {
-	x := &webgw.Exposure{Protocol: webgw.ExposureProtocol(e.Protocol), Port: e.Port.First, Upstream: webgw.Upstream(e.Upstream), QUIC: e.QUIC, ProxyProtocol: webgw.ProxyProtocol(e.ProxyProtocol), Policy: e.Policy}
+	x := &webgw.Exposure{Protocol: webgw.ExposureProtocol(e.Protocol), Port: e.Port.First, Upstream: webgw.Upstream(e.Upstream), UpstreamTLS: e.UpstreamTLS, QUIC: e.QUIC, ProxyProtocol: webgw.ProxyProtocol(e.ProxyProtocol), Policy: e.Policy}
 	if e.Port.Last > e.Port.First {
 		x.PortEnd = e.Port.Last
 	}

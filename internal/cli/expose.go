@@ -21,7 +21,7 @@ type exposeVerb struct {
 
 type exposeHTTP struct {
 	exposing
-	Upstream string `enum:"auto,http1,h2c," default:"" help:"How the workload is spoken to: auto, http1 or h2c."`
+	Upstream string `enum:"auto,http1,h2c,h2," default:"" help:"How the workload is spoken to: auto, http1, h2c, or h2 over TLS."`
 }
 
 type exposeTCP struct {

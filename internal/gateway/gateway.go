@@ -262,7 +262,10 @@ func (g *Gateway) Status() webgw.Status {
 	}
 	slices.SortFunc(out.Sessions, webgw.ID.Compare)
 	out.Problems = slices.Clone(c.problems)
-	out.Problems = append(out.Problems, g.Ingress.Problems()...)
+	for _, p := range g.Ingress.Problems() {
+		p.Text = live.Text(p.Text) // it may say what a workload's certificate does
+		out.Problems = append(out.Problems, p)
+	}
 	g.mu.Lock()
 	for key, t := range g.troubles {
 		if now.Sub(t.at) > rememberTrouble || c.exposures[key] == nil {

@@ -206,7 +206,7 @@ func (t *Table) adopt(old *Table) (retired []*target) {
 // take makes an earlier table's target the route's, if it leads there too.
 func (r *Route) take(was *target) bool {
 	for i, own := range r.targets {
-		if own.Target == was.Target {
+		if own.Target == was.Target && own.secure.same(was.secure) {
 			r.targets[i] = was
 			return true
 		}
@@ -221,7 +221,7 @@ func newRoute(t *Table, d Declared) *Route {
 		t.owners[d.Key.Owner] = r.owner
 	}
 	for _, to := range d.Exposure.AllTargets() {
-		r.targets = append(r.targets, &target{Target: to})
+		r.targets = append(r.targets, &target{Target: to, secure: newSecure(d.Exposure, to)})
 	}
 	if r.rules = newRuleset(r); r.rules != nil {
 		r.link()

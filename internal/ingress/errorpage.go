@@ -28,6 +28,7 @@ var (
 	misdirected    = page{421, "misdirected", "This connection was made for another name; a new connection to this one will work.", 0}
 	refusedPage    = page{502, "target_refused", "The workload behind this name does not accept connections at the moment.", 0}
 	brokenPage     = page{502, "target_broken", "The workload behind this name ended the connection before it answered.", 0}
+	unprovenPage   = page{502, "target_unverified", "The workload behind this name could not prove that it is the right one.", 0}
 	noTarget       = page{503, "target_unreachable", "The machine behind this name is not connected to this gateway at the moment.", 5}
 	ownerBusy      = page{503, "owner_limit", "Too many connections are open to this owner's services.", 5}
 	noAnswer       = page{504, "timeout", "The workload behind this name did not answer in time.", 0}

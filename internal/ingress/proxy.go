@@ -62,6 +62,9 @@ func rewrite(pr *httputil.ProxyRequest) {
 		out.Header.Del("Connection")
 	}
 	out.URL.Scheme, out.URL.Host, out.URL.User = "http", "workload", nil
+	if x.route.Exposure.UpstreamTLS != nil {
+		out.URL.Scheme = "https"
+	}
 	out.URL.RawQuery = pr.In.URL.RawQuery // as it is: a workload may read it in its own way
 	out.Host = pr.In.Host
 	delete(out.Header, "Host")
@@ -143,9 +146,11 @@ func (x *exchange) failed(err error) {
 	var open *openError
 	p := &brokenPage
 	switch {
+	case errors.As(err, &open) && open.unproven:
+		p = &unprovenPage
 	case isTimeout(err) || isNetTimeout(err):
 		p = &noAnswer
-	case errors.As(err, &open) && !open.refused:
+	case open != nil && !open.refused:
 		p = &noTarget
 	case open != nil || isRefusal(err):
 		p = &refusedPage
@@ -201,7 +206,7 @@ func neverHad(err error) bool {
 // overH2C decides how the workload is spoken to.
 func overH2C(u webgw.Upstream, r *http.Request) bool {
 	switch u {
-	case webgw.UpstreamH2C:
+	case webgw.UpstreamH2C, webgw.UpstreamH2:
 		return true
 	case webgw.UpstreamHTTP1:
 		return false
@@ -263,14 +268,20 @@ func (w *web) transport(t *target) *http.Transport {
 	}
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true)
+	protocols.SetHTTP2(true)
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		stream, err := w.openHTTP(ctx.Value(exchangeKey{}).(*exchange), t, true, "h2")
+		if err != nil {
+			return nil, err // not stream: a nil in an interface is not nil
+		}
+		if s, ok := stream.(*securedStream); ok {
+			return s.Conn, nil // by whose type the transport knows that it may speak HTTP/2
+		}
+		return stream, nil
+	}
 	t.h2c = &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			stream, err := w.openHTTP(ctx.Value(exchangeKey{}).(*exchange), t, true)
-			if err != nil {
-				return nil, err // not stream: a nil in an interface is not nil
-			}
-			return stream, nil
-		},
+		DialContext:            dial,
+		DialTLSContext:         dial,
 		Protocols:              &protocols,
 		DisableCompression:     true,
 		IdleConnTimeout:        upstreamIdle,
