@@ -30,7 +30,7 @@ func TestBashCompletes(t *testing.T) {
 		"webgw expose t":                    "tcp tls",
 		"webgw expose http --dom":           "--domain",
 		"webgw expose http --json --na":     "--name",
-		"webgw expose http --upstream h":    "http1 h2c",
+		"webgw expose http --upstream h":    "http1 h2c h2",
 		"webgw get ex":                      "exposure",
 		"webgw completion f":                "fish",
 		"webgw --js":                        "--json",

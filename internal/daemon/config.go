@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -57,6 +58,8 @@ type GatewayConfig struct {
 	DevCA          bool           `name:"dev-ca" yaml:"dev-ca" help:"Mint certificates from a private authority in the state directory; on by itself when there is no cert."`
 	AllowDirect    []netip.Prefix `name:"allow-direct" yaml:"allow-direct" help:"Further addresses that direct targets may lead to; without it only public ones." placeholder:"CIDR"`
 	TrustedProxies []netip.Prefix `name:"trusted-proxy" yaml:"trusted-proxies" help:"Balancers before this gateway whose PROXY headers tell the visitor's address." placeholder:"CIDR"`
+	DefaultHost    string         `name:"default-host" yaml:"default-host" help:"Exposed host whose site answers for names that nobody has exposed; empty is an error page." placeholder:"HOST"`
+	DefaultURL     string         `name:"default-redirect" yaml:"default-redirect" help:"URL that visitors of names are sent to that nobody has exposed." placeholder:"URL"`
 	Farmer         webgw.ID       `yaml:"farmer" help:"Identity of the owner of the farm that this gateway belongs to." placeholder:"ID"`
 	MaxConns       int            `name:"max-conns" yaml:"max-conns" help:"Visitors' connections at once; 0 is the default of the ingress."`
 
@@ -258,6 +261,20 @@ func (c GatewayConfig) Validate() error {
 	for i, p := range c.CertFiles {
 		if cert, key, ok := strings.Cut(p, ":"); !ok || cert == "" || key == "" {
 			return invalid(fmt.Sprintf("certs[%d]", i), "%q is not cert.pem:key.pem", p)
+		}
+	}
+	if c.DefaultHost != "" {
+		if err := webgw.CheckHost("default-host", c.DefaultHost, false); err != nil {
+			return err
+		}
+	}
+	if c.DefaultURL != "" {
+		u, err := url.Parse(c.DefaultURL)
+		switch {
+		case c.DefaultHost != "":
+			return invalid("default-redirect", "can't stand beside default-host")
+		case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || strings.ContainsFunc(c.DefaultURL, func(r rune) bool { return r <= ' ' || r > '~' }):
+			return invalid("default-redirect", "%q is not a URL such as https://example.org/", c.DefaultURL)
 		}
 	}
 	if c.MaxConns < 0 {

@@ -206,7 +206,11 @@ func (s *Server) serveTLS(v *visit) {
 			return
 		}
 	}
-	r := s.table.Load().TLS(seen.hello.ServerName)
+	t := s.table.Load()
+	r := t.TLS(seen.hello.ServerName)
+	if r == nil && seen.hello.ServerName != "" {
+		r = s.otherwise(t)
+	}
 	switch {
 	case r == nil:
 		s.turnAway(v, reasonName, alert(alertUnrecognized))

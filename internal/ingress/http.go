@@ -74,7 +74,9 @@ func newWeb(s *Server) *web {
 			if err != nil {
 				// Without a certificate and an error, the alert is unrecognized_name.
 				s.metrics.refused(reasonCert)
-				s.log.Warn("no certificate", "host", h.ServerName, "err", err)
+				if s.table.Load().TLS(h.ServerName) != nil { // else any name that a stranger makes up
+					s.log.Warn("no certificate", "host", h.ServerName, "err", err)
+				}
 				return nil, nil
 			}
 			return c, nil
@@ -437,7 +439,7 @@ func (x *exchange) admit() *page {
 		if t.TLS(x.host) != nil {
 			return &tlsOnly
 		}
-		return &unknownHost
+		return x.unknown(t)
 	}
 	return x.enter(route)
 }

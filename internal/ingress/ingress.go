@@ -98,6 +98,13 @@ type Server struct {
 
 	PublicTLSPort uint16 // the TLS port as visitors see it, for redirects; 0: 443
 
+	// What visitors get who ask by HTTP for a name that nobody has exposed, over
+	// TLS only if there is a certificate for it: what the exposure of DefaultHost
+	// has for them, or a redirect to the URL DefaultRedirect. Both "": a page
+	// that says so.
+	DefaultHost     string
+	DefaultRedirect string
+
 	Log       *slog.Logger          // nil: discards
 	AccessLog func(Access)          // told of each request and stream when it ends, must not wait; may be nil
 	Metrics   prometheus.Registerer // nil: counted but not registered
