@@ -113,7 +113,7 @@ func runRole(ctx context.Context, role string, config json.RawMessage) error {
 	case "load":
 		handle = newLoad().handle
 	case "link":
-		handle, err = serveLink()
+		handle, ready = serveLink()
 	case "relay":
 		ready, err = serveRelay(config)
 	case "tunnel-gateway":

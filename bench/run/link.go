@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -78,6 +79,14 @@ type farAnswer struct {
 // the link.
 func (r *rig) overLink(ctx context.Context, t *table) error {
 	wanted := r.o.wanted(far)
+	if b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_available_congestion_control"); err != nil || !slices.Contains(strings.Fields(string(b)), "bbr") {
+		wanted = slices.DeleteFunc(wanted, func(m measure) bool {
+			if m.op == opLossy {
+				t.notes[m] = "not to be had here: this kernel has no BBR"
+			}
+			return m.op == opLossy
+		})
+	}
 	if len(wanted) == 0 {
 		return nil
 	}
@@ -129,8 +138,27 @@ func (r *rig) overLink(ctx context.Context, t *table) error {
 	return nil
 }
 
-// serveLink makes the link and lets it be set.
-func serveLink() (handle func(json.RawMessage) any, err error) {
+// serveLink makes the link, or tells why there can't be one, and lets it be set.
+func serveLink() (handle func(json.RawMessage) any, why string) {
+	tun, err := makeLink()
+	if err != nil {
+		return nil, strings.Join(strings.Fields(err.Error()), " ")
+	}
+	var set atomic.Pointer[linkSettings]
+	set.Store(&link)
+	go carry(tun, &set)
+	return func(raw json.RawMessage) any {
+		s := new(linkSettings)
+		if err := json.Unmarshal(raw, s); err != nil {
+			panic(err) // the runner is at fault
+		}
+		set.Store(s)
+		return s
+	}, ""
+}
+
+// makeLink makes the device and, in a namespace that is new, the loopback.
+func makeLink() (*os.File, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("/dev/net/tun: %w", err)
@@ -143,23 +171,12 @@ func serveLink() (handle func(json.RawMessage) any, err error) {
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
 		return nil, fmt.Errorf("TUN device: %w", err)
 	}
-	tun := os.NewFile(uintptr(fd), "far0")
 	for _, args := range []string{"link set lo up", "addr add " + nearSide + "/30 dev far0", "link set far0 up mtu 1500 txqueuelen 10000"} {
 		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("ip %s: %w %s", args, err, bytes.TrimSpace(out))
+			return nil, fmt.Errorf("ip %s: %w %s", args, err, out)
 		}
 	}
-	var set atomic.Pointer[linkSettings]
-	set.Store(&link)
-	go carry(tun, &set)
-	return func(raw json.RawMessage) any {
-		s := new(linkSettings)
-		if err := json.Unmarshal(raw, s); err != nil {
-			panic(err) // the runner is at fault
-		}
-		set.Store(s)
-		return s
-	}, nil
+	return os.NewFile(uintptr(fd), "far0"), nil
 }
 
 // packet is one on its way.

@@ -109,10 +109,14 @@ func (o options) run(ctx context.Context) (err error) {
 		return err
 	}
 	if o.far { // in a namespace that is empty yet
-		if r.link, err = startRole(ctx, "link", nil, nil); err != nil {
-			return json.NewEncoder(os.Stdout).Encode(farAnswer{Unavailable: err.Error()})
+		var why string
+		if r.link, err = startRole(ctx, "link", nil, &why); err != nil {
+			return err
 		}
 		defer r.link.stop()
+		if why != "" {
+			return json.NewEncoder(os.Stdout).Encode(farAnswer{Unavailable: why})
+		}
 	}
 	if r.sink, err = startRole(ctx, "sink", nil, &r.ports); err != nil {
 		return err

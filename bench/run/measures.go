@@ -92,10 +92,8 @@ func (m measure) times(wanted float64) (warm, long float64) {
 		return 1, max(2*wanted, 1)
 	case opLossy: // until congestion control has found the link's rate
 		return max(2, min(4*wanted, 5)), max(4*wanted, 2)
-	case opDown, opUp, opNew:
-		return max(0.5, wanted/4), wanted
 	}
-	return max(0.25, wanted/4), wanted
+	return max(0.5, wanted/4), wanted // until there are as many data connections as it takes
 }
 
 // blaster is the service whose streams use all there is, beside questions of
