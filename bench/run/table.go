@@ -3,11 +3,13 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
 	"math"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -142,6 +144,9 @@ func (t *table) judge(ours string, r row, b bar) (text string, ok, known bool) {
 
 // writeDisturbance tells what else went on, and what failed.
 func (t *table) writeDisturbance(w io.Writer) {
+	if b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control"); err == nil {
+		fmt.Fprintf(w, "\nThe kernel's congestion control is %s.\n", bytes.TrimSpace(b))
+	}
 	var others []float64
 	for _, of := range t.results {
 		for _, rounds := range of {
