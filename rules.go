@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"regexp"
+	"regexp/syntax"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -12,9 +14,10 @@ import (
 
 // Rule handles some of an http exposure's requests in its own way. Of the rules
 // that match a request, one counts; the order in which that is decided is the
-// one of the Kubernetes Gateway API: an exact path before a prefix, a longer
-// prefix before a shorter one, one that names a method before one that does
-// not, more header fields before fewer, and the earlier before the later.
+// one of the Kubernetes Gateway API: an exact path before a regular expression
+// and that before a prefix, a longer one before a shorter one, one that names a
+// method before one that does not, more header fields before fewer, more query
+// parameters before fewer, and the earlier before the later.
 // Requests that no rule matches go to the exposure's own targets; without any,
 // they are answered 404.
 type Rule struct {
@@ -31,13 +34,15 @@ type Rule struct {
 type Match struct {
 	Path    string            `json:"path,omitempty"`    // exactly
 	Prefix  string            `json:"prefix,omitempty"`  // by whole segments: /a is for /a, /a/ and /a/b, not for /ab
+	Regex   string            `json:"regex,omitempty"`   // regular expression (RE2) of the whole path
 	Method  string            `json:"method,omitempty"`  // in capitals, as in requests
 	Headers map[string]string `json:"headers,omitempty"` // value by field name; "": with any value
+	Query   map[string]string `json:"query,omitempty"`   // value by parameter; "": any value. Of one that stands several times, all values
 }
 
 // Rewrite changes where a request seems to go. What is not set stays.
 type Rewrite struct {
-	Path string `json:"path,omitempty"` // in place of the path or prefix that was matched
+	Path string `json:"path,omitempty"` // in place of the path or prefix that was matched; with regex of the whole path
 	Host string `json:"host,omitempty"` // the Host field
 }
 
@@ -46,7 +51,7 @@ type Rewrite struct {
 type Redirect struct {
 	Scheme string `json:"scheme,omitempty"` // http or https
 	Host   string `json:"host,omitempty"`   // with or without a port
-	Path   string `json:"path,omitempty"`   // in place of the path or prefix that was matched
+	Path   string `json:"path,omitempty"`   // in place of the path or prefix that was matched; with regex of the whole path
 	Status int    `json:"status,omitempty"` // 301, 302, 303, 307 or 308; 0 is 302
 }
 
@@ -64,6 +69,11 @@ const (
 	maxPathText    = 1024
 	maxEdits       = 32 // of each kind
 	maxFieldText   = 4096
+
+	// What matching a path may cost, in instructions of the expressions of all
+	// rules together: it is work that strangers cause.
+	maxRegexText = 512
+	maxRegexSize = 1000
 )
 
 // AllTargets yields every target that the exposure or one of its rules leads
@@ -116,7 +126,7 @@ func (e *Exposure) validateRules() error {
 	if len(e.Rules) > MaxRules {
 		return invalid("rules", "holds more than %d", MaxRules)
 	}
-	targets := len(e.Targets)
+	targets, size := len(e.Targets), 0
 	seen := map[string]int{}
 	for i := range e.Rules {
 		r := &e.Rules[i]
@@ -129,6 +139,11 @@ func (e *Exposure) validateRules() error {
 		}
 		seen[k] = i
 		targets += len(r.Targets)
+		if r.Match.Regex != "" {
+			if size += regexSize(r.Match.Regex); size > maxRegexSize {
+				return invalid(index("rules", i)+".match.regex", "is too costly, with those before it")
+			}
+		}
 	}
 	if targets > maxRuleTargets {
 		return invalid("rules", "lead to more than %d targets", maxRuleTargets)
@@ -175,6 +190,8 @@ func (m Match) validate() error {
 	switch {
 	case m.Path != "" && m.Prefix != "":
 		return invalid("prefix", "can't stand beside path")
+	case m.Regex != "" && m.Path+m.Prefix != "":
+		return invalid("regex", "can't stand beside path or prefix")
 	case m.Prefix != "/" && strings.HasSuffix(m.Prefix, "/"):
 		return invalid("prefix", "%q: leave the last / out; a prefix is of whole segments", clip(m.Prefix, 80))
 	}
@@ -183,6 +200,14 @@ func (m Match) validate() error {
 	}
 	if err := checkPath("prefix", m.Prefix); err != nil {
 		return err
+	}
+	if m.Regex != "" {
+		if err := checkText("regex", m.Regex, maxRegexText); err != nil {
+			return err
+		}
+		if _, err := m.CompileRegex(); err != nil {
+			return invalid("regex", "%q is not a regular expression of RE2: %s", clip(m.Regex, 80), strings.TrimPrefix(err.Error(), "error parsing regexp: "))
+		}
 	}
 	if m.Method != "" && (!isToken(m.Method) || len(m.Method) > 32 || strings.ToUpper(m.Method) != m.Method || m.Method == "CONNECT" || m.Method == "TRACE") {
 		return invalid("method", "%q is not a method that is passed on, in capitals", clip(m.Method, 40))
@@ -196,7 +221,42 @@ func (m Match) validate() error {
 			return err
 		}
 	}
+	if len(m.Query) > maxEdits {
+		return invalid("query", "holds more than %d parameters", maxEdits)
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.Query)) {
+		if name == "" {
+			return invalid("query", "holds a parameter without a name")
+		}
+		if err := checkText("query", name, 100); err != nil {
+			return err
+		}
+		if err := checkText("query", m.Query[name], maxFieldText); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// CompileRegex returns the regular expression, which holds for whole paths.
+func (m Match) CompileRegex() (*regexp.Regexp, error) {
+	if _, err := regexp.Compile(m.Regex); err != nil { // by itself: "a)(b" is none
+		return nil, err
+	}
+	return regexp.Compile(`\A(?:` + m.Regex + `)\z`)
+}
+
+// regexSize is the number of instructions of a valid expression.
+func regexSize(s string) int {
+	re, err := syntax.Parse(s, syntax.Perl)
+	if err != nil {
+		return 0
+	}
+	prog, err := syntax.Compile(re.Simplify())
+	if err != nil {
+		return 0
+	}
+	return len(prog.Inst)
 }
 
 // key is the same for matches of the same requests.
@@ -206,10 +266,10 @@ func (m Match) key() string {
 		fields = append(fields, fmt.Sprintf("%q=%q", strings.ToLower(name), value))
 	}
 	slices.Sort(fields)
-	return fmt.Sprintf("%q %q %q %q", m.Path, cmp.Or(m.Prefix, "/"), m.Method, fields)
+	return fmt.Sprintf("%q %q %q %q %q %q", m.Path, cmp.Or(m.Prefix, "/"), m.Regex, m.Method, fields, m.Query) // maps are printed in order
 }
 
-func (m Match) hasPath() bool { return m.Path != "" || m.Prefix != "" }
+func (m Match) hasPath() bool { return m.Path != "" || m.Prefix != "" || m.Regex != "" }
 
 // checkPath allows "", and paths in the one form in which they are compared.
 func checkPath(field, s string) error {
@@ -241,7 +301,7 @@ func (w *Rewrite) validate(m Match) error {
 		return invalid("", "must hold path, host or both")
 	}
 	if w.Path != "" && !m.hasPath() {
-		return invalid("path", "needs a path or prefix in match, which it replaces")
+		return invalid("path", "needs a path, prefix or regex in match, which it replaces")
 	}
 	if err := checkPath("path", w.Path); err != nil {
 		return err
@@ -264,7 +324,7 @@ func (d *Redirect) validate(m Match) error {
 		return invalid("", "must hold scheme, host or path")
 	}
 	if d.Path != "" && !m.hasPath() {
-		return invalid("path", "needs a path or prefix in match, which it replaces")
+		return invalid("path", "needs a path, prefix or regex in match, which it replaces")
 	}
 	if err := checkPath("path", d.Path); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -13,9 +14,11 @@ import (
 
 // ruleset is the rules of an exposure in the order in which they are tried.
 type ruleset struct {
-	rules  []*rule
-	rest   *Route // for requests that no rule matches; nil: nothing
-	byPath bool   // a rule looks at the path
+	rules   []*rule
+	rest    *Route // for requests that no rule matches; nil: nothing
+	byPath  bool   // a rule looks at the path
+	byRegex bool   // by a regular expression
+	byQuery bool   // at the query
 }
 
 type rule struct {
@@ -23,9 +26,10 @@ type rule struct {
 	route             *Route // with the rule's targets; nil: a redirect
 	path              string // exact, or the prefix
 	exact             bool
-	depth             int         // segments of the path
-	folds             bool        // what differs from path in case only is refused
-	headers           [][2]string // canonical name, value; sorted
+	regex             *regexp.Regexp // of the whole path, instead; nil: none
+	depth             int            // segments of the path
+	folds             bool           // what differs from path in case only is refused
+	headers           [][2]string    // canonical name, value; sorted
 	request, response edits
 }
 
@@ -86,7 +90,12 @@ func newRuleset(r *Route) *ruleset {
 		if u.path != "/" {
 			u.depth = strings.Count(u.path, "/")
 		}
-		s.byPath = s.byPath || u.Match.Path != "" || u.Match.Prefix != ""
+		if u.Match.Regex != "" {
+			u.regex, _ = u.Match.CompileRegex() // it was checked with its record
+			s.byRegex = true
+		}
+		s.byPath = s.byPath || u.Match.Path != "" || u.Match.Prefix != "" || u.regex != nil
+		s.byQuery = s.byQuery || len(u.Match.Query) > 0
 		if u.Redirect == nil {
 			u.route = part()
 		}
@@ -101,7 +110,8 @@ func newRuleset(r *Route) *ruleset {
 }
 
 // precedence is that of the Kubernetes Gateway API (HTTPRouteRule): exact path,
-// longest prefix, method, most header fields, first.
+// longest regular expression, longest prefix, method, most header fields, most
+// query parameters, first.
 func precedence(a, b *rule) int {
 	rank := func(is bool) int {
 		if is {
@@ -111,9 +121,12 @@ func precedence(a, b *rule) int {
 	}
 	return cmp.Or(
 		cmp.Compare(rank(a.exact), rank(b.exact)),
+		cmp.Compare(rank(a.regex != nil), rank(b.regex != nil)),
+		cmp.Compare(len(b.Match.Regex), len(a.Match.Regex)),
 		cmp.Compare(len(b.path), len(a.path)),
 		cmp.Compare(rank(a.Match.Method != ""), rank(b.Match.Method != "")),
 		cmp.Compare(len(b.headers), len(a.headers)),
+		cmp.Compare(len(b.Match.Query), len(a.Match.Query)),
 	)
 }
 
@@ -143,6 +156,7 @@ func (r *Route) link() {
 
 var (
 	ambiguousPath = page{400, "ambiguous_path", "The path could be read in more than one way.", 0}
+	longPath      = page{414, "path_too_long", "The path is longer than this name takes.", 0}
 	noRule        = page{404, "no_rule", "Nothing is exposed at this place under this name.", 0}
 	redirected    = page{302, "redirect", "This is to be found elsewhere.", 0}
 )
@@ -157,8 +171,15 @@ func (x *exchange) choose(s *ruleset) *page {
 		if path, ok = plainPath(raw); !ok || s.misspelt(path) {
 			return &ambiguousPath
 		}
+		if s.byRegex && len(path) > maxRegexPath {
+			return &longPath
+		}
 	}
-	i := slices.IndexFunc(s.rules, func(u *rule) bool { return u.matches(r, path) })
+	var query url.Values
+	if s.byQuery {
+		query = r.URL.Query() // what is not well-formed is in no rule
+	}
+	i := slices.IndexFunc(s.rules, func(u *rule) bool { return u.matches(r, path, query) })
 	if i < 0 {
 		if s.rest == nil {
 			return &noRule
@@ -182,7 +203,7 @@ func (x *exchange) choose(s *ruleset) *page {
 			x.ruled.asked, r.Host = r.Host, w.Host
 		}
 		if w.Path != "" {
-			if !u.exact && u.path != "/" {
+			if !u.exact && u.regex == nil && u.path != "/" {
 				x.ruled.fields = append(x.ruled.fields, [2]string{"X-Forwarded-Prefix", (&url.URL{Path: u.path}).EscapedPath()})
 			}
 			to := u.replaced(raw, w.Path)
@@ -193,6 +214,9 @@ func (x *exchange) choose(s *ruleset) *page {
 	u.request.apply(r.Header)
 	return nil
 }
+
+// maxRegexPath bounds the work of regular expressions, bytes.
+const maxRegexPath = 2 << 10
 
 // plainPath is a path as rules see it: percent-decoded. It is false for paths
 // that workloads are known to read in different ways, so that no rule can be
@@ -251,12 +275,19 @@ func after(path string, n int) string {
 	return ""
 }
 
-func (u *rule) matches(r *http.Request, path string) bool {
+func (u *rule) matches(r *http.Request, path string, query url.Values) bool {
 	switch {
-	case u.exact && path != u.path,
+	case u.regex != nil && !u.regex.MatchString(path),
+		u.exact && path != u.path,
 		!u.exact && u.path != "/" && (!strings.HasPrefix(path, u.path) || len(path) > len(u.path) && path[len(u.path)] != '/'),
 		u.Match.Method != "" && u.Match.Method != r.Method:
 		return false
+	}
+	for name, want := range u.Match.Query {
+		values := query[name]
+		if len(values) == 0 || want != "" && slices.ContainsFunc(values, func(v string) bool { return v != want }) {
+			return false
+		}
 	}
 	for _, f := range u.headers {
 		values := r.Header[f[0]]
@@ -273,7 +304,7 @@ func (u *rule) matches(r *http.Request, path string) bool {
 // replaced puts with in place of what the rule has matched of a raw path.
 func (u *rule) replaced(raw, with string) string {
 	with = (&url.URL{Path: with}).EscapedPath()
-	if u.exact {
+	if u.exact || u.regex != nil {
 		return with
 	}
 	rest := after(raw, u.depth)

@@ -112,6 +112,58 @@ func TestRulesChooseTargets(t *testing.T) {
 	}
 }
 
+func TestRulesByQueryAndRegularExpression(t *testing.T) {
+	rest, one, two, three := named(t, "rest"), named(t, "one"), named(t, "two"), named(t, "three")
+	q := func(kv ...string) map[string]string {
+		m := map[string]string{}
+		for i := 0; i < len(kv); i += 2 {
+			m[kv[i]] = kv[i+1]
+		}
+		return m
+	}
+	w := start(t, nil, ruled(web1("a", rest),
+		webgw.Rule{Match: webgw.Match{Query: q("env", "a b")}, Targets: to(one)},
+		webgw.Rule{Match: webgw.Match{Query: q("env", "a b", "debug", "")}, Targets: to(two)},
+		webgw.Rule{Match: webgw.Match{Regex: `/v[0-9]+/[^/]*\.html`}, Targets: to(two)},
+		webgw.Rule{Match: webgw.Match{Regex: `/v[0-9]+/.*`}, Targets: to(three)},
+		webgw.Rule{Match: webgw.Match{Prefix: "/v1/much/longer/than/the/others"}, Targets: to(rest)},
+		webgw.Rule{Match: webgw.Match{Path: "/v1/exact.html"}, Targets: to(rest)},
+		webgw.Rule{Match: webgw.Match{Regex: "/user/(?:ann|bob)"}, Rewrite: &webgw.Rewrite{Path: "/u"}, Targets: to(one)},
+		webgw.Rule{Match: webgw.Match{Regex: "/a|/b"}, Targets: to(one)},
+	))
+	for path, want := range map[string]string{
+		"/?env=a+b":                       "one ",
+		"/?x&env=a%20b":                   "one ",
+		"/?%65nv=a+b":                     "one ",
+		"/?env=a":                         "rest ",
+		"/?env=a+b&env=c":                 "rest ", // whichever the workload takes
+		"/?env=a+b&env=a%20b":             "one ",
+		"/?env=a+b&debug":                 "two ", // more parameters
+		"/?env=a+b;debug=1":               "rest ",
+		"/v1/x?env=a+b":                   "three ", // a path before a query
+		"/v1/x.html":                      "two ",   // the longer expression
+		"/v1/%78.html":                    "two ",
+		"/v22/x/y.html":                   "three ",
+		"/v1/much/longer/than/the/others": "three ", // an expression before a prefix
+		"/v1/exact.html":                  "rest ",
+		"/v/x":                            "rest ",
+		"/x/v1/x":                         "rest ", // the whole path
+		"/user/ann?q":                     "one GET /u?q ",
+		"/user/anna":                      "rest ",
+		"/b":                              "one ",
+		"/bb":                             "rest ", // of both alternatives
+	} {
+		if status, body, _ := fetch(t, w.plain(false), "GET", "https://a.example"+path, ""); status != 200 || !strings.HasPrefix(body, want) {
+			t.Errorf("%s: %d %s, want %s", path, status, body, want)
+		}
+	}
+	for path, want := range map[string]int{"/v1/../x": 400, "/v1/%2e%2e/x": 400, "/v1//x": 400, "/v1/" + strings.Repeat("x", 2<<10): 414} {
+		if got := w.raw(w.http, "GET "+path+" HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n"); !strings.HasPrefix(got, fmt.Sprintf("HTTP/1.1 %d ", want)) {
+			t.Errorf("%.40s: %.100s, want %d", path, got, want)
+		}
+	}
+}
+
 func TestRulesRedirect(t *testing.T) {
 	at := named(t, "rest")
 	rule := func(m webgw.Match, r webgw.Redirect) webgw.Rule { return webgw.Rule{Match: m, Redirect: &r} }
