@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"strings"
 )
 
 // measure is one thing that is measured of every system.
@@ -184,7 +185,11 @@ func rowsOf(m measure) []row {
 	case opIdle:
 		return idleRows(m)
 	case opPart:
-		return []row{{m, m.service + ", µs", p50, "%.3g", nil}}
+		unit, times := "ms", 1e3
+		if strings.HasPrefix(m.service, "Route") {
+			unit, times = "ns", 1e9
+		}
+		return []row{{m, m.service + ", " + unit, func(r result) float64 { return r.P50 * times }, "%.3g", nil}}
 	}
 	return nil
 }

@@ -19,7 +19,8 @@ var partNames = []string{"Route/exact", "Route/wildcard", "AddExposure", "ColdSt
 // timePerOp is a line of go test's output.
 var timePerOp = regexp.MustCompile(`^Benchmark(\S+?)(?:-\d+)?\s+\d+\s+([0-9.]+) ns/op`)
 
-// goBenchmarks runs them; one that does not exist stays empty.
+// goBenchmarks runs them once, as their preparations take most of the time; one
+// that does not exist stays empty.
 func (r *rig) goBenchmarks(ctx context.Context, t *table) error {
 	wanted := map[string]measure{}
 	top := map[string]bool{}
@@ -37,7 +38,7 @@ func (r *rig) goBenchmarks(ctx context.Context, t *table) error {
 		names = append(names, name)
 	}
 	cmd := exec.CommandContext(ctx, "go", "test", "-run", "-", "-bench", "^Benchmark("+strings.Join(names, "|")+")$",
-		"-count", strconv.Itoa(min(r.o.rounds, 3)), "-benchtime", fmt.Sprintf("%.3gs", min(r.o.seconds, 1)), "webgw.dev/webgw/bench")
+		"-benchtime", fmt.Sprintf("%.3gs", min(r.o.seconds, 1)), "webgw.dev/webgw/bench")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
