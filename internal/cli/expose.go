@@ -21,11 +21,12 @@ type exposeVerb struct {
 
 type exposeHTTP struct {
 	exposing
-	Upstream string `enum:"auto,http1,h2c,h2," default:"" help:"How the workload is spoken to: auto, http1, h2c, or h2 over TLS."`
+	httpFlags
 }
 
 type exposeTCP struct {
 	exposing
+	proxyFlag
 	Port string `help:"Public port or range; none takes what is free." placeholder:"PORT[-PORT]"`
 }
 
@@ -36,6 +37,7 @@ type exposeUDP struct {
 
 type exposeTLS struct {
 	exposing
+	proxyFlag
 	Port string `help:"Public port, which others may share by their host names; none is the gateways' TLS port." placeholder:"PORT"`
 	QUIC bool   `name:"quic" help:"The server takes QUIC, too, at the same address by UDP."`
 }
@@ -49,21 +51,26 @@ type exposing struct {
 	Node     string   `help:"Node that the target is on; none runs one here, until Ctrl-C." placeholder:"NAME"`
 	Lifetime string   `help:"How long the exposure counts with --node or a direct target." default:"365d"`
 	Verbose  bool     `short:"v" help:"Log what the node does."`
+	DryRun   bool     `name:"dry-run" help:"Expose nothing; print a manifest for webgw apply."`
+	limitFlags
 	ownerFlags
 
 	protocol webgw.ExposureProtocol
-	ports    string // public ones, as given
-	count    int    // of ports
-	Upstream string `kong:"-"`
-	QUIC     bool   `kong:"-"`
+	ports    string                      // public ones, as given
+	count    int                         // of ports
+	more     func(*webgw.Exposure) error // what flags of the protocol say; nil: nothing
 }
 
 func (v *exposeHTTP) Run(ctx context.Context, a *app) error {
-	v.protocol, v.exposing.Upstream = webgw.HTTP, v.Upstream
+	v.protocol, v.more = webgw.HTTP, v.httpFlags.shape
 	return v.run(ctx, a)
 }
 
 func (v *exposeTCP) Run(ctx context.Context, a *app) error {
+	v.more = func(e *webgw.Exposure) error {
+		e.ProxyProtocol = webgw.ProxyProtocol(v.ProxyProtocol)
+		return nil
+	}
 	return v.byPort(ctx, a, webgw.TCP, v.Port)
 }
 
@@ -81,7 +88,11 @@ func (v *exposing) byPort(ctx context.Context, a *app, protocol webgw.ExposurePr
 }
 
 func (v *exposeTLS) Run(ctx context.Context, a *app) error {
-	v.protocol, v.ports, v.exposing.QUIC = webgw.TLS, v.Port, v.QUIC
+	v.protocol, v.ports = webgw.TLS, v.Port
+	v.more = func(e *webgw.Exposure) error {
+		e.QUIC, e.ProxyProtocol = v.QUIC, webgw.ProxyProtocol(v.ProxyProtocol)
+		return nil
+	}
 	return v.run(ctx, a)
 }
 
@@ -113,13 +124,16 @@ func (v *exposing) run(ctx context.Context, a *app) error {
 		return err
 	}
 	target := webgw.Target{Direct: direct, Address: address}
-	if direct == "" && v.Node == "" {
-		return v.foreground(ctx, a, d, p, target)
-	}
 	if v.Node != "" {
 		if target.Node, err = manifest.Resolve(ctx, d, webgw.KindNode, "node", v.Node); err != nil {
 			return err
 		}
+	}
+	if v.DryRun {
+		return v.manifest(ctx, a, d, p, target, lifetime)
+	}
+	if direct == "" && v.Node == "" {
+		return v.foreground(ctx, a, d, p, target)
 	}
 	p.exposure.Targets = []webgw.Target{target}
 	if _, err := p.declare(ctx, c, lifetime); err != nil {

@@ -126,7 +126,15 @@ func randomName() string {
 
 // plan works out the record: its name, gateways, hosts or port.
 func (v *exposing) plan(ctx context.Context, d *directory) (*plan, error) {
-	p := &plan{name: v.Name, exposure: webgw.Exposure{Protocol: v.protocol, Upstream: webgw.Upstream(v.Upstream), QUIC: v.QUIC}}
+	p := &plan{name: v.Name, exposure: webgw.Exposure{Protocol: v.protocol}}
+	if err := v.limitFlags.shape(&p.exposure); err != nil {
+		return nil, err
+	}
+	if v.more != nil {
+		if err := v.more(&p.exposure); err != nil {
+			return nil, err
+		}
+	}
 	port, count, err := v.publicPorts()
 	if err != nil {
 		return nil, err

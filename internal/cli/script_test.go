@@ -59,6 +59,7 @@ func TestMain(m *testing.M) {
 //	                           for tls CERT
 //	start NAME ARG...          webgw ARG... in the background
 //	await NAME REGEXP          waits until its output matches; sets MATCH to the first group
+//	up NAME                    waits until an exposure of the script's owner is up
 //	[!] stop NAME              interrupts it and waits; it must end with 0, or not
 //	[!] httpget URL [TEXT]     a visitor at the gateway; the page must hold TEXT; prints the status
 //	tcpecho PORT               a visitor who sends, ends, and gets everything back
@@ -81,7 +82,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"grid": worldCmd((*scriptWorld).grid), "workload": worldCmd((*scriptWorld).workload),
-			"start": worldCmd((*scriptWorld).start), "await": worldCmd((*scriptWorld).await), "stop": worldCmd((*scriptWorld).stop),
+			"start": worldCmd((*scriptWorld).start), "await": worldCmd((*scriptWorld).await), "up": worldCmd((*scriptWorld).up), "stop": worldCmd((*scriptWorld).stop),
 			"httpget": worldCmd((*scriptWorld).httpget), "tcpecho": worldCmd((*scriptWorld).tcpecho), "udpecho": worldCmd((*scriptWorld).udpecho), "tlsget": worldCmd((*scriptWorld).tlsget),
 			"expired": worldCmd((*scriptWorld).expired),
 		},
@@ -323,6 +324,30 @@ func (w *scriptWorld) start(ts *testscript.TestScript, _ bool, args []string) {
 		out, _ := b.seen()
 		ts.Logf("[%s]\n%s", args[0], out)
 	})
+}
+
+func (w *scriptWorld) up(ts *testscript.TestScript, _ bool, args []string) {
+	key, err := ident.Load(ts.MkAbs("home/.config/webgw/owner.key"))
+	ts.Check(err)
+	c := w.client(ts, key)
+	late := time.After(patient)
+	for {
+		o, err := c.Status(context.Background())
+		ts.Check(err)
+		why := "it is not known"
+		for _, e := range o.Exposures {
+			if e.Key.Name == args[0] {
+				if why = e.Why; e.Up {
+					return
+				}
+			}
+		}
+		select {
+		case <-time.After(pollFast): // the registry does not tell of it by itself
+		case <-late:
+			ts.Fatalf("%s is not up: %s", args[0], why)
+		}
+	}
 }
 
 func (w *scriptWorld) await(ts *testscript.TestScript, _ bool, args []string) {
