@@ -177,6 +177,7 @@ type Exposure struct {
 	UpstreamTLS *UpstreamTLS     `json:"upstreamTLS,omitempty"` // http: the workload is spoken to over TLS; nil: in clear text
 	QUIC        bool             `json:"quic,omitempty"`        // tls: QUIC for these hosts is passed through, too, as UDP to the same targets
 
+	Connect       bool          `json:"connect,omitempty"`       // http: visitors may CONNECT, and then speak to the targets whatever those speak
 	ProxyProtocol ProxyProtocol `json:"proxyProtocol,omitempty"` // tcp, tls: the workload is told the visitor's address so; "": not
 	Policy        *Policy       `json:"policy,omitempty"`        // who may use it, and how much; nil: no limits of its own
 	Rules         []Rule        `json:"rules,omitempty"`         // http: requests that are handled in another way

@@ -128,6 +128,15 @@ func (e *Exposure) validateHandling() error {
 	default:
 		return invalid("proxyProtocol", "%q is not known; v1 and v2 are", clip(string(e.ProxyProtocol), 20))
 	}
+	switch {
+	case !e.Connect:
+	case e.Protocol != HTTP:
+		return invalid("connect", "belongs to protocol http only")
+	case e.UpstreamTLS != nil:
+		return invalid("connect", "passes bytes on as they are, and does not go with upstreamTLS")
+	case len(e.Targets) == 0:
+		return invalid("connect", "leads to the exposure's own targets, of which there are none")
+	}
 	if e.Policy != nil {
 		if err := in("policy", e.Policy.validate(e.Protocol)); err != nil {
 			return err

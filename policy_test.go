@@ -130,3 +130,19 @@ func TestRates(t *testing.T) {
 		}
 	}
 }
+
+func TestConnect(t *testing.T) {
+	target := Target{Node: ID{3}, Address: "localhost:22"}
+	for _, tt := range []struct {
+		name, field string
+		e           Exposure
+	}{
+		{"http", "", Exposure{Protocol: HTTP, Targets: []Target{target}}},
+		{"tls", "connect", Exposure{Protocol: TLS, Targets: []Target{target}}},
+		{"over TLS", "connect", Exposure{Protocol: HTTP, Targets: []Target{target}, UpstreamTLS: &UpstreamTLS{}}},
+		{"with rules' targets only", "connect", Exposure{Protocol: HTTP, Rules: []Rule{{Targets: []Target{target}}}}},
+	} {
+		tt.e.Hosts, tt.e.Gateways, tt.e.Connect = []string{"a.example"}, []ID{{1}}, true
+		wantField(t, tt.name, tt.e.validate(), tt.field)
+	}
+}

@@ -183,7 +183,7 @@ func Format(r *webgw.Record, label func(kind webgw.Kind, id webgw.ID) string) ([
 	switch {
 	case r.Exposure != nil:
 		e := exposure{head: h, Protocol: string(r.Exposure.Protocol), Hosts: r.Exposure.Hosts, Upstream: string(r.Exposure.Upstream), UpstreamTLS: r.Exposure.UpstreamTLS,
-			QUIC: r.Exposure.QUIC, ProxyProtocol: string(r.Exposure.ProxyProtocol), Policy: r.Exposure.Policy}
+			QUIC: r.Exposure.QUIC, Connect: r.Exposure.Connect, ProxyProtocol: string(r.Exposure.ProxyProtocol), Policy: r.Exposure.Policy}
 		for _, g := range r.Exposure.Gateways {
 			e.Gateways = append(e.Gateways, ref(webgw.KindGateway, g))
 		}
@@ -313,6 +313,7 @@ type exposure struct {
 	UpstreamTLS *webgw.UpstreamTLS `yaml:"upstreamTLS,omitempty"`
 	QUIC        bool               `yaml:"quic,omitempty"`
 
+	Connect       bool          `yaml:"connect,omitempty"`
 	ProxyProtocol string        `yaml:"proxyProtocol,omitempty"`
 	Policy        *webgw.Policy `yaml:"policy,omitempty"`
 	Rules         []rule        `yaml:"rules,omitempty"`
@@ -364,7 +365,7 @@ type body interface {
 }
 
 func (e *exposure) fill(r *webgw.Record, res *resolver) error {
-	x := &webgw.Exposure{Protocol: webgw.ExposureProtocol(e.Protocol), Port: e.Port.First, Upstream: webgw.Upstream(e.Upstream), UpstreamTLS: e.UpstreamTLS, QUIC: e.QUIC, ProxyProtocol: webgw.ProxyProtocol(e.ProxyProtocol), Policy: e.Policy}
+	x := &webgw.Exposure{Protocol: webgw.ExposureProtocol(e.Protocol), Port: e.Port.First, Upstream: webgw.Upstream(e.Upstream), UpstreamTLS: e.UpstreamTLS, QUIC: e.QUIC, Connect: e.Connect, ProxyProtocol: webgw.ProxyProtocol(e.ProxyProtocol), Policy: e.Policy}
 	if e.Port.Last > e.Port.First {
 		x.PortEnd = e.Port.Last
 	}

@@ -82,11 +82,12 @@ type httpFlags struct {
 	HSTS        string `name:"hsts" help:"How long browsers are to use https only, such as 365d." placeholder:"TIME"`
 	BasicAuth   string `name:"basic-auth" help:"File of visitors with passwords, as htpasswd -nB -C 10 NAME prints them." placeholder:"FILE"`
 	ClientCA    string `name:"client-ca" help:"File of the authorities (PEM) that every visitor must show a certificate of." placeholder:"FILE"`
+	Connect     bool   `name:"connect" help:"Let visitors CONNECT to the target, and speak whatever it speaks."`
 	RewriteHost string `name:"rewrite-host" help:"Host that the workload is asked for, instead of the visitor's." placeholder:"HOST"`
 }
 
 func (f *httpFlags) shape(e *webgw.Exposure) (err error) {
-	e.Upstream = webgw.Upstream(f.Upstream)
+	e.Upstream, e.Connect = webgw.Upstream(f.Upstream), f.Connect
 	if f.UpstreamTLS || f.UpstreamName != "" || f.UpstreamCA != "" || len(f.UpstreamPins) > 0 {
 		u := webgw.UpstreamTLS{ServerName: f.UpstreamName, Pins: f.UpstreamPins}
 		if u.CA, err = textOf("upstream-ca", f.UpstreamCA); err != nil {
@@ -244,4 +245,3 @@ func (v *exposing) manifest(ctx context.Context, a *app, d *directory, p *plan, 
 	a.printf("\n")
 	return nil
 }
-

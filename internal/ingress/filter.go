@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"strconv"
@@ -542,6 +543,11 @@ func parseHead(b []byte) (h head, refusal *page) {
 		return h, &ambiguous // RFC 9112 section 6.3
 	case hosts > 1 || hosts == 0 && !old || hosts == 1 && !isAuthority(host):
 		return h, &badHost // RFC 9112 section 3.2
+	case string(method) == http.MethodConnect && !old:
+		// As after a request for an upgrade, nobody knows what the bytes that
+		// follow are before it is answered.
+		h.upgrade = true
+		return h, checkConnect(target, host, lengths+encodings)
 	case is(method, "connect") || is(method, "trace"):
 		return h, &badMethod
 	}
@@ -621,6 +627,22 @@ func checkTarget(method, target, host []byte) *page {
 		authority = rest[:i]
 	}
 	if len(authority) == 0 || !bytes.EqualFold(authority, host) {
+		return &badHost
+	}
+	return nil
+}
+
+// checkConnect allows the authority form that says the same as Host, with a port
+// (RFC 9112 section 3.2.3), and no content, which has no meaning there and is
+// read differently (RFC 9110 section 9.3.6).
+func checkConnect(target, host []byte, framed int) *page {
+	i := bytes.LastIndexByte(target, ':')
+	switch {
+	case framed > 0:
+		return &ambiguous
+	case i < 0 || i == len(target)-1 || !isAuthority(target) || target[len(target)-1] == ']':
+		return &badRequest
+	case !bytes.EqualFold(target, host):
 		return &badHost
 	}
 	return nil

@@ -353,7 +353,9 @@ func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		}
 		in, out := x.read.Load(), x.written
 		if c := x.hijacked; c != nil {
-			x.status = http.StatusSwitchingProtocols
+			if x.status == 0 {
+				x.status = http.StatusSwitchingProtocols
+			}
 			in, out = in+c.in.Load(), out+c.out.Load()
 		}
 		took := time.Since(start)
@@ -387,6 +389,10 @@ func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer x.route.release()
+	if x.isConnect() {
+		x.connect()
+		return
+	}
 	if !overH2C(x.route.Exposure.Upstream, r) {
 		x.pass()
 		return
@@ -434,6 +440,9 @@ func (x *exchange) admit() *page {
 		if route != nil && route.Exposure.Protocol != webgw.HTTP {
 			return &misdirected
 		}
+	}
+	if x.isConnect() && !route.connects() {
+		return &badMethod
 	}
 	if route == nil {
 		if t.TLS(x.host) != nil {

@@ -35,6 +35,10 @@ type ruling struct {
 func (x *exchange) enter(route *Route) *page {
 	x.route = route
 	s := x.web.s
+	connect := x.isConnect()
+	if connect {
+		x.credentials()
+	}
 	if route.guard != nil {
 		if p, reason := x.govern(route.guard.ready(s)); p != nil {
 			if reason != "" {
@@ -43,7 +47,9 @@ func (x *exchange) enter(route *Route) *page {
 			return p
 		}
 	}
-	if route.rules != nil {
+	if connect && route.rules != nil {
+		x.route = route.rules.rest // rules are about requests
+	} else if route.rules != nil {
 		if p := x.choose(route.rules); p != nil {
 			if p == &ambiguousPath {
 				s.metrics.refused(reasonPath)
