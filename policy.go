@@ -39,6 +39,7 @@ type Policy struct {
 	HSTS        *HSTS      `json:"hsts,omitempty"`
 	BasicAuth   *BasicAuth `json:"basicAuth,omitempty"`
 	JWT         *JWT       `json:"jwt,omitempty"`      // with basicAuth: either lets in
+	Compress    *Compress  `json:"compress,omitempty"` // answers
 	ClientCA    string     `json:"clientCA,omitempty"` // PEM of the authorities that every visitor must show a certificate of
 }
 
@@ -162,7 +163,7 @@ func (p *Policy) validate(protocol ExposureProtocol) error {
 		name string
 		set  bool
 	}{{"requestRate", p.RequestRate != nil}, {"maxBody", p.MaxBody != 0}, {"httpsOnly", p.HTTPSOnly}, {"hsts", p.HSTS != nil},
-		{"basicAuth", p.BasicAuth != nil}, {"jwt", p.JWT != nil}, {"clientCA", p.ClientCA != ""}} {
+		{"compress", p.Compress != nil}, {"basicAuth", p.BasicAuth != nil}, {"jwt", p.JWT != nil}, {"clientCA", p.ClientCA != ""}} {
 		if f.set && protocol != HTTP {
 			return invalid(f.name, "belongs to protocol http only; the gateway does not look into %s", protocol)
 		}
@@ -174,6 +175,9 @@ func (p *Policy) validate(protocol ExposureProtocol) error {
 		return invalid("maxBody", "must be a number of bytes up to 2^50")
 	}
 	if err := in("hsts", p.HSTS.validate()); err != nil {
+		return err
+	}
+	if err := in("compress", p.Compress.validate()); err != nil {
 		return err
 	}
 	if err := in("basicAuth", p.BasicAuth.validate()); err != nil {

@@ -26,6 +26,7 @@ policy:
     total: {rate: 5000/m}
   maxBody: 1048576
   httpsOnly: true
+  compress: {types: [text/html, "image/*"], minSize: 500}
   hsts: {maxAge: 63072000, includeSubdomains: true, preload: true}
   basicAuth:
     realm: Staff

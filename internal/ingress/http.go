@@ -278,6 +278,7 @@ type exchange struct {
 	ruled   *ruling
 	upgrade bool // asked for, over HTTP/1
 	body    bool
+	packed  *compression // nil: the answer's body goes as it is
 
 	target   *target    // that answered
 	empty    bool       // the answer over HTTP/2 has no body
@@ -298,6 +299,7 @@ func (x *exchange) WriteHeader(status int) {
 	if x.status == 0 && status >= 200 {
 		x.status = status
 		x.finish()
+		x.compress()
 		x.announce()
 		if x.conn.filter != nil {
 			x.conn.filter.Resume()
@@ -310,6 +312,14 @@ func (x *exchange) Write(p []byte) (int, error) {
 	if x.status == 0 {
 		x.WriteHeader(http.StatusOK)
 	}
+	if x.packed != nil {
+		return x.packed.take(p)
+	}
+	return x.write(p)
+}
+
+// write sends a part of the answer's body.
+func (x *exchange) write(p []byte) (int, error) {
 	n, err := x.ResponseWriter.Write(p)
 	x.written += int64(n)
 	return n, err
@@ -321,6 +331,11 @@ func (x *exchange) Write(p []byte) (int, error) {
 func (x *exchange) FlushError() error {
 	if x.empty {
 		return nil
+	}
+	if x.packed != nil {
+		if err := x.packed.flush(); err != nil {
+			return err
+		}
 	}
 	return http.NewResponseController(x.ResponseWriter).Flush()
 }
@@ -350,6 +365,11 @@ func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		p := recover()
 		if p != nil && p != http.ErrAbortHandler {
 			w.s.metrics.panics.Inc()
+		}
+		if x.packed != nil {
+			if err := x.packed.end(p == nil); err != nil && x.err == nil {
+				x.err = err
+			}
 		}
 		in, out := x.read.Load(), x.written
 		if c := x.hijacked; c != nil {

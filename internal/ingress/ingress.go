@@ -109,13 +109,14 @@ type Server struct {
 	AccessLog func(Access)          // told of each request and stream when it ends, must not wait; may be nil
 	Metrics   prometheus.Registerer // nil: counted but not registered
 
-	table     atomic.Pointer[Table]
-	doors     doors
-	flowDoors flowDoors
-	buckets   buckets   // of policies' rates
-	hashing   hashing   // of policies' passwords
-	quic      *quicPort // nil: none
-	altSvc    string    // tells visitors of HTTP/3; "": there is none
+	table       atomic.Pointer[Table]
+	doors       doors
+	flowDoors   flowDoors
+	buckets     buckets      // of policies' rates
+	hashing     hashing      // of policies' passwords
+	compressing atomic.Int64 // answers under way
+	quic        *quicPort    // nil: none
+	altSvc      string       // tells visitors of HTTP/3; "": there is none
 
 	once    sync.Once
 	limits  Limits // with defaults

@@ -232,7 +232,7 @@ func (x *exchange) copyBody(c *workloadConn, res *http.Response) error {
 	if res.ContentLength == 0 || res.Body == http.NoBody {
 		return nil
 	}
-	flush := http.NewResponseController(x.ResponseWriter).Flush
+	flush := x.FlushError
 	size := 4 << 10
 	b := netx.Borrow(size)
 	defer func() { b.Return() }()
