@@ -83,6 +83,22 @@ func TestConnectLeadsToTheExposuresOwnTargets(t *testing.T) {
 		t.Errorf("smuggled: %s", got)
 	}
 
+	// As old clients ask.
+	for _, host := range []string{"", "Host: a.example:22\r\n"} {
+		c := w.dial(w.http)
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		fmt.Fprintf(c, "CONNECT a.example:22 HTTP/1.0\r\n%s\r\n", host)
+		r := bufio.NewReader(c)
+		if res, err := http.ReadResponse(r, &http.Request{Method: "CONNECT"}); err != nil || res.StatusCode != 200 {
+			t.Fatalf("HTTP/1.0: %v, %v", res, err)
+		}
+		io.WriteString(c, "x")
+		c.CloseWrite()
+		if got, err := io.ReadAll(r); string(got) != "SSH-2.0\nxbye" || err != nil {
+			t.Errorf("HTTP/1.0: %q, %v", got, err)
+		}
+	}
+
 	w.Shutdown(t.Context()) // by then all is told
 	n := 0
 	for _, a := range w.accesses() {
@@ -90,7 +106,7 @@ func TestConnectLeadsToTheExposuresOwnTargets(t *testing.T) {
 			n++
 		}
 	}
-	if n != 4 {
+	if n != 6 {
 		t.Errorf("%d tunnels in the access log", n)
 	}
 }

@@ -543,10 +543,13 @@ func parseHead(b []byte) (h head, refusal *page) {
 		return h, &ambiguous // RFC 9112 section 6.3
 	case hosts > 1 || hosts == 0 && !old || hosts == 1 && !isAuthority(host):
 		return h, &badHost // RFC 9112 section 3.2
-	case string(method) == http.MethodConnect && !old:
+	case string(method) == http.MethodConnect:
 		// As after a request for an upgrade, nobody knows what the bytes that
 		// follow are before it is answered.
 		h.upgrade = true
+		if hosts == 0 { // HTTP/1.0, which some clients speak to proxies to this day
+			host = target
+		}
 		return h, checkConnect(target, host, lengths+encodings)
 	case is(method, "connect") || is(method, "trace"):
 		return h, &badMethod

@@ -111,7 +111,8 @@ func TestFilter(t *testing.T) {
 		{"relative target", "GET x HTTP/1.1\r\nHost: a.example\r\n\r\n", "bad_request"},
 		{"asterisk for GET", "GET * HTTP/1.1\r\nHost: a.example\r\n\r\n", "bad_request"},
 
-		{"CONNECT in HTTP/1.0", "CONNECT a.example:443 HTTP/1.0\r\nHost: a.example:443\r\n\r\n", "method_not_allowed"},
+		{"CONNECT to another host in HTTP/1.0", "CONNECT b.example:443 HTTP/1.0\r\nHost: a.example:443\r\n\r\n", "bad_host"},
+		{"CONNECT without a port in HTTP/1.0", "CONNECT a.example HTTP/1.0\r\n\r\n", "bad_request"},
 		{"CONNECT without a port", "CONNECT a.example HTTP/1.1\r\nHost: a.example\r\n\r\n", "bad_request"},
 		{"CONNECT to a path", "CONNECT / HTTP/1.1\r\nHost: a.example\r\n\r\n", "bad_request"},
 		{"CONNECT to a URL", "CONNECT http://a.example:80 HTTP/1.1\r\nHost: a.example:80\r\n\r\n", "bad_request"},
