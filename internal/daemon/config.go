@@ -62,6 +62,8 @@ type GatewayConfig struct {
 	DefaultURL     string         `name:"default-redirect" yaml:"default-redirect" help:"URL that visitors of names are sent to that nobody has exposed." placeholder:"URL"`
 	Farmer         webgw.ID       `yaml:"farmer" help:"Identity of the owner of the farm that this gateway belongs to." placeholder:"ID"`
 	MaxConns       int            `name:"max-conns" yaml:"max-conns" help:"Visitors' connections at once; 0 is the default of the ingress."`
+	MaxPerOwner    int            `name:"max-per-owner" yaml:"max-per-owner" help:"Streams, flows and requests of one owner at once, and as many connections; 0 is the default of the ingress."`
+	MaxPerExposure int            `name:"max-per-exposure" yaml:"max-per-exposure" help:"Of them, of one exposure; 0 is max-per-owner."`
 
 	// Embedded configures the registry that is embedded when Registry is
 	// empty: its Admit, Quota and etcd; its other fields are not used.
@@ -279,6 +281,12 @@ func (c GatewayConfig) Validate() error {
 	}
 	if c.MaxConns < 0 {
 		return invalid("max-conns", "must not be negative")
+	}
+	if c.MaxPerOwner < 0 {
+		return invalid("max-per-owner", "must not be negative")
+	}
+	if c.MaxPerExposure < 0 {
+		return invalid("max-per-exposure", "must not be negative")
 	}
 	if err := checkPrefixes("allow-direct", c.AllowDirect); err != nil {
 		return err

@@ -61,6 +61,8 @@ func TestValidateNamesTheField(t *testing.T) {
 		{GatewayConfig{Common: common, CertFiles: []string{"cert.pem"}}, "certs[0]"},
 		{GatewayConfig{Common: common, AllowDirect: prefix}, "allow-direct[0]"},
 		{GatewayConfig{Common: common, MaxConns: -1}, "max-conns"},
+		{GatewayConfig{Common: common, MaxPerOwner: -1}, "max-per-owner"},
+		{GatewayConfig{Common: common, MaxPerExposure: -1}, "max-per-exposure"},
 		{GatewayConfig{Common: common, DefaultHost: "parking.example"}, ""},
 		{GatewayConfig{Common: common, DefaultHost: "https://parking.example"}, "default-host"},
 		{GatewayConfig{Common: common, DefaultURL: "https://parking.example/a?b"}, ""},

@@ -41,6 +41,7 @@ type visit struct {
 	trusted bool   // comes by a balancer whose PROXY header is believed
 	asked   string // the host that its PROXY header says the visitor asked for, normalized; "": it does not say
 	counted bool   // against the limits, under the shard's lock
+	held    *Route // it counts against; set before it is served
 	arrived atomic.Bool
 	gone    atomic.Bool
 }
@@ -173,6 +174,7 @@ func (v *visit) arrive() {
 func (v *visit) leave() {
 	v.arrive()
 	if v.gone.CompareAndSwap(false, true) {
+		v.unhold()
 		v.server.doors.leave(v)
 		v.server.visits.Done()
 	}

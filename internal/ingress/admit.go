@@ -133,30 +133,6 @@ func (d *doors) each(f func(*visit)) {
 	}
 }
 
-// owner is what one owner's exposures use together.
-type owner struct {
-	active atomic.Int64 // streams and requests
-}
-
-// admit counts a stream or request of the route in. Each true needs a release.
-func (r *Route) admit(limits *Limits) bool {
-	if r.guard != nil && !r.guard.enter() {
-		return false
-	}
-	if r.owner.active.Add(1) > int64(limits.PerOwner) {
-		r.release()
-		return false
-	}
-	return true
-}
-
-func (r *Route) release() {
-	r.owner.active.Add(-1)
-	if r.guard != nil {
-		r.guard.leave()
-	}
-}
-
 // adopt takes over from the table before what outlives a table: counters,
 // health and idle connections. It returns the targets that nothing leads to
 // any more. The table is not yet in use.
@@ -191,6 +167,7 @@ func (t *Table) adopt(old *Table) (retired []*target) {
 			}
 		}
 		r.next.Store(was.next.Load())
+		r.use = was.use
 		r.guard = r.guard.adopt(was.guard)
 	}
 	if t != nil {
@@ -215,9 +192,9 @@ func (r *Route) take(was *target) bool {
 }
 
 func newRoute(t *Table, d Declared) *Route {
-	r := &Route{Key: d.Key, Exposure: d.Exposure, owner: t.owners[d.Key.Owner], guard: newGuard(d.Exposure.Policy)}
+	r := &Route{Key: d.Key, Exposure: d.Exposure, owner: t.owners[d.Key.Owner], use: &tally{}, guard: newGuard(d.Exposure.Policy)}
 	if r.owner == nil {
-		r.owner = &owner{}
+		r.owner = &tally{}
 		t.owners[d.Key.Owner] = r.owner
 	}
 	for _, to := range d.Exposure.AllTargets() {

@@ -8,7 +8,7 @@ import (
 
 // nowhere is the route of a connection whose visitors are redirected, whatever
 // they ask for.
-var nowhere = &Route{Exposure: &webgw.Exposure{Protocol: webgw.HTTP}, owner: &owner{}}
+var nowhere = &Route{Exposure: &webgw.Exposure{Protocol: webgw.HTTP}, owner: &tally{}, use: &tally{}}
 
 // otherwise returns the route for names that nobody has exposed, or nil.
 func (s *Server) otherwise(t *Table) *Route {

@@ -31,6 +31,7 @@ var (
 	unprovenPage   = page{502, "target_unverified", "The workload behind this name could not prove that it is the right one.", 0}
 	noTarget       = page{503, "target_unreachable", "The machine behind this name is not connected to this gateway at the moment.", 5}
 	ownerBusy      = page{503, "owner_limit", "Too many connections are open to this owner's services.", 5}
+	exposureFull   = page{503, "exposure_limit", "Too many connections are open to this name.", 5}
 	noAnswer       = page{504, "timeout", "The workload behind this name did not answer in time.", 0}
 	plainOnTLS     = page{400, "plain_http", "This port speaks TLS: use https.", 0}
 	badRequest     = page{400, "bad_request", "The request is not well-formed HTTP.", 0}

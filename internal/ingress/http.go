@@ -216,6 +216,10 @@ func (w *web) take(v *visit, head []byte) {
 
 // terminate ends TLS and serves the HTTP in it.
 func (w *web) terminate(v *visit, r *Route, seen sniffed, deadline time.Time) {
+	if reason := v.hold(r); reason != "" {
+		w.s.turnAway(v, reason, nil)
+		return
+	}
 	c := &visitConn{Conn: v.raw, v: v, head: seen.head, route: r, name: webgw.NormalizeHost(seen.hello.ServerName)}
 	config, asks := w.tlsFor(r)
 	t := tls.Server(c, config)

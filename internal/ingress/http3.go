@@ -243,7 +243,11 @@ func (h *h3Server) enter(c *quic.Conn) (reason string) {
 	if h.s.hurries(&v.visit, v.route) {
 		return reasonRate
 	}
+	if reason := v.hold(v.route); reason != "" {
+		return reason
+	}
 	if reason := h.s.doors.enter(&v.visit, &h.s.limits); reason != "" {
+		v.unhold()
 		return reason
 	}
 	v.last.Store(time.Now().UnixNano())

@@ -144,7 +144,8 @@ type Server struct {
 type Limits struct {
 	Connections int // open at once; 20,000
 	PerAddress  int // of them, per IPv4 address or IPv6 /64; 1,000
-	PerOwner    int // streams, flows and requests at once per owner; 10,000
+	PerOwner    int // streams, flows and requests at once per owner, and connections whose TLS ends here; 10,000, or half of Connections if that is more
+	PerExposure int // of them, per exposure; PerOwner
 
 	Flows           int           // of datagrams, at once; 50,000
 	FlowsPerAddress int           // of them, per IPv4 address or IPv6 /64; 1,000
@@ -171,7 +172,8 @@ func (l Limits) withDefaults() Limits {
 	}
 	number(&l.Connections, 20_000)
 	number(&l.PerAddress, 1_000)
-	number(&l.PerOwner, 10_000)
+	number(&l.PerOwner, max(10_000, l.Connections/2))
+	number(&l.PerExposure, l.PerOwner)
 	number(&l.Flows, 50_000)
 	number(&l.FlowsPerAddress, 1_000)
 	duration(&l.FlowIdle, time.Minute)

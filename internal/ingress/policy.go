@@ -86,14 +86,6 @@ func (g *guard) enter() bool {
 
 func (g *guard) leave() { g.active.Add(-1) }
 
-// whyFull tells which limit admit met.
-func (r *Route) whyFull() (reason string) {
-	if r.guard != nil && r.guard.policy.Concurrent > 0 && r.guard.active.Load() >= int64(r.guard.policy.Concurrent) {
-		return reasonBusy
-	}
-	return reasonOwner
-}
-
 // admitStream counts a connection in that is passed on as it is, or says why
 // it must not be.
 func (s *Server) admitStream(v *visit, r *Route) (reason string) {
@@ -106,10 +98,7 @@ func (s *Server) admitStream(v *visit, r *Route) (reason string) {
 			return reasonRate
 		}
 	}
-	if !r.admit(&s.limits) {
-		return r.whyFull()
-	}
-	return ""
+	return r.admit(&s.limits)
 }
 
 // hurries reports whether a TLS connection for a name that is terminated comes

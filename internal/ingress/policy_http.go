@@ -57,15 +57,18 @@ func (x *exchange) enter(route *Route) *page {
 			return p
 		}
 	}
-	if !x.route.admit(&s.limits) {
-		reason := x.route.whyFull()
-		s.metrics.refused(reason)
-		if reason == reasonBusy {
-			return &exposureBusy
-		}
-		return &ownerBusy
+	reason := x.route.admit(&s.limits)
+	if reason == "" {
+		return nil
 	}
-	return nil
+	s.metrics.refused(reason)
+	switch reason {
+	case reasonBusy:
+		return &exposureBusy
+	case reasonExposure:
+		return &exposureFull
+	}
+	return &ownerBusy
 }
 
 // govern applies the policy: first what is cheap to find out.

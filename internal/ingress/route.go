@@ -21,7 +21,8 @@ type Route struct {
 	Exposure *webgw.Exposure
 
 	// Handed on from table to table.
-	owner   *owner
+	owner   *tally
+	use     *tally    // its own
 	targets []*target // as in Exposure.Targets
 	next    atomic.Uint32
 	guard   *guard   // nil: no policy
@@ -36,7 +37,7 @@ type Table struct {
 	ports  map[uint16]*Route // TCP
 	shared map[uint16]*hosts // TCP ports whose visitors name a host
 	udp    map[uint16]*Route
-	owners map[webgw.ID]*owner
+	owners map[webgw.ID]*tally
 }
 
 // hosts finds a route by host name.
@@ -51,7 +52,7 @@ type hosts struct {
 func Build(all []Declared) (*Table, []webgw.Problem) {
 	all = slices.Clone(all)
 	slices.SortFunc(all, func(a, b Declared) int { return compareKeys(a.Key, b.Key) })
-	t := &Table{ports: map[uint16]*Route{}, shared: map[uint16]*hosts{}, udp: map[uint16]*Route{}, owners: map[webgw.ID]*owner{}}
+	t := &Table{ports: map[uint16]*Route{}, shared: map[uint16]*hosts{}, udp: map[uint16]*Route{}, owners: map[webgw.ID]*tally{}}
 	var problems []webgw.Problem
 	taken := func(d Declared, what string, by *Route) {
 		problems = append(problems, webgw.Problem{Exposure: d.Key, Code: string(webgw.Taken), Text: what + " is held by " + by.Key.String()})

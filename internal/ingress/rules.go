@@ -134,7 +134,7 @@ func precedence(a, b *rule) int {
 // made, and after it has taken over from an earlier table.
 func (r *Route) link() {
 	fill := func(part *Route, targets []webgw.Target) {
-		part.owner, part.guard, part.targets = r.owner, r.guard, nil
+		part.owner, part.use, part.guard, part.targets = r.owner, r.use, r.guard, nil
 		for _, want := range targets {
 			i := slices.IndexFunc(r.targets, func(t *target) bool { return t.Target == want })
 			part.targets = append(part.targets, r.targets[i])

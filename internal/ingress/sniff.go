@@ -18,21 +18,22 @@ type sniffed struct {
 
 // Why a connection was turned away: the values of a metric's label.
 const (
-	reasonSilent  = "silent"      // closed or timed out before the first byte
-	reasonSlow    = "slow"        // began, and did not get through in time
-	reasonGone    = "gone"        // closed by the visitor half-way
-	reasonPlain   = "http"        // plain HTTP on the TLS port
-	reasonTLS     = "tls"         // TLS on the HTTP port
-	reasonGarbage = "garbage"     // neither
-	reasonHello   = "hello"       // malformed ClientHello
-	reasonLarge   = "too_large"   // ClientHello over the cap
-	reasonName    = "no_route"    // nothing is exposed there
-	reasonTotal   = "connections" // limits
-	reasonAddress = "address"
-	reasonOwner   = "owner"
-	reasonCert    = "certificate" // none for the name
-	reasonTLSFail = "handshake"
-	reasonProxy   = "proxy_header" // malformed, from a trusted balancer
+	reasonSilent   = "silent"      // closed or timed out before the first byte
+	reasonSlow     = "slow"        // began, and did not get through in time
+	reasonGone     = "gone"        // closed by the visitor half-way
+	reasonPlain    = "http"        // plain HTTP on the TLS port
+	reasonTLS      = "tls"         // TLS on the HTTP port
+	reasonGarbage  = "garbage"     // neither
+	reasonHello    = "hello"       // malformed ClientHello
+	reasonLarge    = "too_large"   // ClientHello over the cap
+	reasonName     = "no_route"    // nothing is exposed there
+	reasonTotal    = "connections" // limits
+	reasonAddress  = "address"
+	reasonOwner    = "owner"
+	reasonExposure = "exposure"
+	reasonCert     = "certificate" // none for the name
+	reasonTLSFail  = "handshake"
+	reasonProxy    = "proxy_header" // malformed, from a trusted balancer
 )
 
 // peek waits for the first bytes of c until the deadline and gives them to

@@ -1,9 +1,12 @@
 package world
 
 import (
+	"io"
+	"net"
 	"testing"
 
 	"webgw.dev/webgw"
+	"webgw.dev/webgw/internal/daemon"
 )
 
 func TestAnswersAreCompressed(t *testing.T) {
@@ -19,5 +22,36 @@ func TestAnswersAreCompressed(t *testing.T) {
 				t.Error(a.Header)
 			}
 		}
+	})
+}
+
+// What one exposure uses up leaves room for the others.
+func TestGatewaysShareOut(t *testing.T) {
+	Test(t, func(t *testing.T, w *World) {
+		home := w.Node("home1", BehindNAT)
+		home.HTTP(8080)
+		home.Workload("127.0.0.1:7", func(c net.Conn) { io.Copy(c, c) })
+		w.Gateway("gent", func(_ *Daemon, c *daemon.GatewayConfig) { c.MaxPerExposure = 3 })
+		w.Apply("tcp 20001 -> home1:7 via gent")
+		w.Apply("blog.example -> home1:8080 via gent")
+		echoes := func() bool {
+			c, err := w.Dial("gent", 20001)
+			if err != nil {
+				return false
+			}
+			t.Cleanup(func() { c.Close() })
+			b := make([]byte, 1)
+			_, err = c.Write(b)
+			if err == nil {
+				_, err = io.ReadFull(c, b)
+			}
+			return err == nil
+		}
+		for i := range 6 {
+			if ok := echoes(); ok != (i < 3) {
+				t.Errorf("stream %d: %t", i, ok)
+			}
+		}
+		w.Get("https://blog.example/").Want(200)
 	})
 }
