@@ -28,6 +28,8 @@ const (
 type Policy struct {
 	Allow          []netip.Prefix `json:"allow,omitempty"`          // visitors who may come; none: all
 	Deny           []netip.Prefix `json:"deny,omitempty"`           // visitors who may not, whatever allow says
+	AllowCountries []string       `json:"allowCountries,omitempty"` // codes of ISO 3166-1; with allow: either lets in
+	DenyCountries  []string       `json:"denyCountries,omitempty"`
 	Concurrent     int            `json:"concurrent,omitempty"`     // streams, or HTTP requests, at once; 0: no limit
 	ConnectionRate *RateLimit     `json:"connectionRate,omitempty"` // of new connections
 
@@ -151,6 +153,12 @@ func (p *Policy) validate(protocol ExposureProtocol) error {
 		return err
 	}
 	if err := checkPrefixes("deny", p.Deny); err != nil {
+		return err
+	}
+	if err := checkCountries("allowCountries", p.AllowCountries); err != nil {
+		return err
+	}
+	if err := checkCountries("denyCountries", p.DenyCountries); err != nil {
 		return err
 	}
 	if p.Concurrent < 0 || p.Concurrent > maxRate {

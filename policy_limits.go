@@ -43,3 +43,15 @@ func (c *Compress) validate() error {
 func isTypeName(s string) bool {
 	return s != "" && len(s) <= 127 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789!#$&-^_.+") == ""
 }
+
+func checkCountries(field string, list []string) error {
+	for i, c := range list {
+		if len(c) != 2 || strings.Trim(c, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != "" {
+			return invalid(index(field, i), "%q is not a country's code of two capitals, such as BE", clip(c, 20))
+		}
+		if slices.Contains(list[:i], c) {
+			return invalid(index(field, i), "stands twice")
+		}
+	}
+	return nil // two letters, each once: there can't be many
+}

@@ -19,6 +19,8 @@ targets: [{node: home, address: "localhost:3000"}]
 policy:
   allow: [10.0.0.0/8, "2001:db8::/32"]
   deny: [10.1.0.0/16]
+  allowCountries: [BE, EG]
+  denyCountries: [XX]
   concurrent: 50
   connectionRate: {total: {rate: 100/s}}
   requestRate:

@@ -63,6 +63,7 @@ type GatewayConfig struct {
 	Farmer         webgw.ID       `yaml:"farmer" help:"Identity of the owner of the farm that this gateway belongs to." placeholder:"ID"`
 	MaxConns       int            `name:"max-conns" yaml:"max-conns" help:"Visitors' connections at once; 0 is the default of the ingress."`
 	MaxPerOwner    int            `name:"max-per-owner" yaml:"max-per-owner" help:"Streams, flows and requests of one owner at once, and as many connections; 0 is the default of the ingress."`
+	Countries      string         `yaml:"countries" help:"Country database in MaxMind's format (.mmdb), read again when changed; empty is none." placeholder:"FILE"`
 	MaxPerExposure int            `name:"max-per-exposure" yaml:"max-per-exposure" help:"Of them, of one exposure; 0 is max-per-owner."`
 
 	// Embedded configures the registry that is embedded when Registry is

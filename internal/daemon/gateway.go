@@ -75,10 +75,16 @@ func runGateway(ctx context.Context, c GatewayConfig, env Env) error {
 	}
 	defer reg.Close()
 
+	var countries *ingress.Countries
+	if c.Countries != "" {
+		if countries, err = ingress.OpenCountries(c.Countries, env.Log); err != nil {
+			return stop(invalid("countries", "%v", err))
+		}
+	}
 	known := newDeclared()
 	gw := &gateway.Gateway{
 		Key: env.Key, Ports: record.Ports, Addresses: record.Addresses, AllowDirect: c.AllowDirect, Handlers: handlers, Net: env.Net,
-		Ingress: &ingress.Server{Name: name, HTTPAddr: httpAddr, TLSAddr: tlsAddr, QUIC: !c.NoQUIC, BindHost: c.Bind, Certificates: certificates,
+		Ingress: &ingress.Server{Name: name, HTTPAddr: httpAddr, TLSAddr: tlsAddr, QUIC: !c.NoQUIC, BindHost: c.Bind, Certificates: certificates, Countries: countries,
 			TrustedProxies: c.TrustedProxies, PublicTLSPort: record.TLSPort, DefaultHost: c.DefaultHost, DefaultRedirect: c.DefaultURL, Limits: ingress.Limits{Connections: c.MaxConns, PerOwner: c.MaxPerOwner, PerExposure: c.MaxPerExposure}},
 		Feed: env.feed(reg, client.ScopeGateway), Report: reg.ReportStatus, Snapshot: filepath.Join(c.StateDir, "gateway.snapshot"),
 		Release: env.Release, Drain: env.Drain, Metrics: env.Metrics, Log: env.Log,
@@ -98,6 +104,9 @@ func runGateway(ctx context.Context, c GatewayConfig, env Env) error {
 	bound := make(chan []net.Addr, 1)
 	gw.Ready = func(addrs []net.Addr) { bound <- addrs }
 	g.Go("certificates", certificates.Watch)
+	if countries != nil {
+		g.Go("countries", countries.Watch)
+	}
 	g.Go("gateway", gw.Run)
 	if own != nil {
 		// Stopped before the gateway, so that its watches are told.

@@ -89,6 +89,7 @@ type Server struct {
 	Certificates Certificates       // nil: TLS is not terminated, such names get an alert
 	Handlers     map[string]Handler // by ALPN name; such connections don't count against the limits
 	Limits       Limits
+	Countries    *Countries // nil: exposures by countries let nobody in
 
 	// TrustedProxies are the balancers whose PROXY headers are believed; from
 	// anywhere else such a header is data like any other. A connection from one

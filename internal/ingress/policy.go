@@ -12,13 +12,15 @@ import (
 
 // Why a policy turned a visitor away: further values of the metric's label.
 const (
-	reasonDenied = "policy_address"
-	reasonRate   = "policy_rate"
-	reasonBusy   = "policy_concurrent"
-	reasonBody   = "policy_body"
-	reasonAuth   = "policy_auth"
-	reasonClient = "policy_certificate"
-	reasonPath   = "ambiguous_path" // where rules look at paths
+	reasonDenied    = "policy_address"
+	reasonCountry   = "policy_country"
+	reasonNoCountry = "policy_country_unknown"
+	reasonRate      = "policy_rate"
+	reasonBusy      = "policy_concurrent"
+	reasonBody      = "policy_body"
+	reasonAuth      = "policy_auth"
+	reasonClient    = "policy_certificate"
+	reasonPath      = "ambiguous_path" // where rules look at paths
 )
 
 // guard enforces the policy of one exposure. It outlives the tables in which
@@ -30,8 +32,9 @@ type guard struct {
 	// What follows is derived from the policy when it is first needed: a table
 	// may hold very many that are not.
 	once        sync.Once
-	allow, deny *ranges // nil: none
-	connections *meter  // nil: no limit
+	allow, deny *ranges    // nil: none
+	countries   *Countries // nil: they can't be told
+	connections *meter     // nil: no limit
 	requests    *meter
 	auth        *authenticator // nil: nobody must identify themselves
 	tls         *clientTLS     // nil: no certificate is asked for
@@ -58,6 +61,7 @@ func (g *guard) ready(s *Server) *guard {
 	g.once.Do(func() {
 		p := g.policy
 		g.allow, g.deny = newRanges(p.Allow), newRanges(p.Deny)
+		g.countries = s.Countries
 		g.connections, g.requests = newMeter(p.ConnectionRate), newMeter(p.RequestRate)
 		var err error
 		if g.auth, err = newAuthenticator(p); err != nil {
@@ -68,11 +72,6 @@ func (g *guard) ready(s *Server) *guard {
 		}
 	})
 	return g
-}
-
-// lets reports whether the address may come at all.
-func (g *guard) lets(a netip.Addr) bool {
-	return !g.deny.contains(a) && (g.allow == nil || g.allow.contains(a))
 }
 
 // enter counts a stream or request in. Each true needs a leave.
@@ -91,8 +90,8 @@ func (g *guard) leave() { g.active.Add(-1) }
 func (s *Server) admitStream(v *visit, r *Route) (reason string) {
 	if r.guard != nil {
 		g := r.guard.ready(s)
-		if !g.lets(v.visitor.Addr()) {
-			return reasonDenied
+		if reason := g.lets(v.visitor.Addr()); reason != "" {
+			return reason
 		}
 		if s.buckets.take(g.connections, v.visitor.Addr(), time.Now()) > 0 {
 			return reasonRate

@@ -11,6 +11,7 @@ import (
 
 var (
 	denied       = page{403, "address_denied", "Visitors from this address are not let in here.", 0}
+	noCountry    = page{503, "country_unknown", "This gateway can't tell where visitors are from, and this name is for some countries only.", 0}
 	certRequired = page{403, "certificate_required", "This name is for visitors with a certificate of its owner's choice only.", 0}
 	unknownUser  = page{401, "unauthorized", "This name is for known visitors only.", 0}
 	tooOften     = page{429, "too_many_requests", "Too many requests have come from here, or to this name, in a short time.", 0}
@@ -76,8 +77,12 @@ func (x *exchange) govern(g *guard) (refusal *page, reason string) {
 	s, c, policy := x.web.s, x.conn.c, g.policy
 	from := c.v.visitor.Addr()
 	x.ruled = &ruling{guard: g, answer: http.Header{}}
-	if !g.lets(from) {
-		return &denied, reasonDenied
+	switch reason := g.lets(from); reason {
+	case "":
+	case reasonNoCountry:
+		return &noCountry, reason
+	default:
+		return &denied, reason
 	}
 	now := time.Now()
 	if !x.conn.tls && c.met != g {

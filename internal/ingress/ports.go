@@ -150,6 +150,9 @@ func (s *Server) Problems() (problems []webgw.Problem) {
 		return nil
 	}
 	for _, r := range t.routes {
+		if p := r.Exposure.Policy; p != nil && s.Countries == nil && len(p.AllowCountries)+len(p.DenyCountries) > 0 {
+			problems = append(problems, webgw.Problem{Exposure: r.Key, Code: NoCountries, Text: "this gateway has no country database, so that nobody is let in"})
+		}
 		if r.Exposure.UpstreamTLS != nil {
 			for _, target := range r.targets {
 				if why := target.secure.trouble.Load(); why != nil {

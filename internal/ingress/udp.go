@@ -356,7 +356,7 @@ func (f *visitFlow) done(now time.Time) bool {
 		f.table = t
 		r := f.books.leads(f, t)
 		leads := r != nil && r.Key == f.route.Key && r.Exposure.Port == f.route.Exposure.Port && slices.Contains(r.Exposure.Targets, f.target.Target)
-		if !leads || r.guard != nil && !r.guard.ready(f.p.s).lets(f.key.visitor.Addr().WithZone("")) {
+		if !leads || r.guard != nil && r.guard.ready(f.p.s).lets(f.key.visitor.Addr().WithZone("")) != "" {
 			return true
 		}
 	}

@@ -55,3 +55,17 @@ func TestGatewaysShareOut(t *testing.T) {
 		w.Get("https://blog.example/").Want(200)
 	})
 }
+
+// A gateway that can't tell countries lets nobody in, and says why.
+func TestCountriesNeedADatabase(t *testing.T) {
+	Test(t, func(t *testing.T, w *World) {
+		w.Node("home1", BehindNAT).HTTP(8080)
+		w.Gateway("gent")
+		if err := w.applyWith("blog.example -> home1:8080 via gent", func(e *webgw.Exposure) { e.Policy = &webgw.Policy{DenyCountries: []string{"XX"}} }); err != nil {
+			t.Fatal(err)
+		}
+		if a := w.Get("https://blog.example/").Want(503); a.Header.Get("Webgw-Error") != "country_unknown" {
+			t.Error(a.Header)
+		}
+	})
+}
