@@ -30,7 +30,8 @@ type Policy struct {
 	Deny           []netip.Prefix `json:"deny,omitempty"`           // visitors who may not, whatever allow says
 	AllowCountries []string       `json:"allowCountries,omitempty"` // codes of ISO 3166-1; with allow: either lets in
 	DenyCountries  []string       `json:"denyCountries,omitempty"`
-	Concurrent     int            `json:"concurrent,omitempty"`     // streams, or HTTP requests, at once; 0: no limit
+	Concurrent     int            `json:"concurrent,omitempty"` // streams, or HTTP requests, at once; 0: no limit
+	Timeouts       *Timeouts      `json:"timeouts,omitempty"`
 	ConnectionRate *RateLimit     `json:"connectionRate,omitempty"` // of new connections
 
 	// The rest belongs to protocol http.
@@ -163,6 +164,9 @@ func (p *Policy) validate(protocol ExposureProtocol) error {
 	}
 	if p.Concurrent < 0 || p.Concurrent > maxRate {
 		return invalid("concurrent", "must be from 1 to %d", maxRate)
+	}
+	if err := in("timeouts", p.Timeouts.validate(protocol)); err != nil {
+		return err
 	}
 	if err := in("connectionRate", p.ConnectionRate.validate()); err != nil {
 		return err

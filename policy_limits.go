@@ -3,6 +3,7 @@ package webgw
 import (
 	"slices"
 	"strings"
+	"time"
 )
 
 // Compress lets the gateway compress answers that the workload has not.
@@ -54,4 +55,43 @@ func checkCountries(field string, list []string) error {
 		}
 	}
 	return nil // two letters, each once: there can't be many
+}
+
+// Timeouts bound how long visitors may take; times such as "90s", "5m" or "2h".
+type Timeouts struct {
+	Request    string `json:"request,omitempty"`    // a whole HTTP request with its answer; not what is upgraded
+	Idle       string `json:"idle,omitempty"`       // of a stream, upgraded connection or flow on which nothing passes
+	Connection string `json:"connection,omitempty"` // of such a one as a whole
+}
+
+const (
+	minTimeout = time.Second
+	maxTimeout = 30 * 24 * time.Hour
+)
+
+// Duration reads one of the times; 0 if it is missing or not valid.
+func (t *Timeouts) Duration(s string) time.Duration {
+	d, err := time.ParseDuration(s)
+	if err != nil || d < minTimeout || d > maxTimeout {
+		return 0
+	}
+	return d
+}
+
+func (t *Timeouts) validate(protocol ExposureProtocol) error {
+	if t == nil {
+		return nil
+	}
+	if t.Request != "" && protocol != HTTP {
+		return invalid("request", "belongs to protocol http only; %s has idle and connection", protocol)
+	}
+	if t.Request+t.Idle+t.Connection == "" {
+		return invalid("", "must hold request, idle or connection")
+	}
+	for _, f := range [...][2]string{{"request", t.Request}, {"idle", t.Idle}, {"connection", t.Connection}} {
+		if f[1] != "" && t.Duration(f[1]) == 0 {
+			return invalid(f[0], "%q is not a time from 1s to 720h, such as 90s, 5m or 2h", clip(f[1], 40))
+		}
+	}
+	return nil
 }

@@ -22,6 +22,7 @@ policy:
   allowCountries: [BE, EG]
   denyCountries: [XX]
   concurrent: 50
+  timeouts: {request: 90s, idle: 5m, connection: 2h}
   connectionRate: {total: {rate: 100/s}}
   requestRate:
     address: {rate: 10/s, burst: 20}

@@ -102,14 +102,21 @@ func addrPort(a net.Addr) netip.AddrPort {
 
 // directStream is a dialed target as the ingress wants it. It embeds the
 // connection itself, so that a copy sees the descriptor.
-type directStream struct{ netx.CloseWriter }
+type directStream struct {
+	netx.CloseWriter
+	moved *netx.Moved
+}
 
 // Join relays until both directions have ended, and closes the target.
 func (s directStream) Join(visitor net.Conn, head []byte) (in, out int64, err error) {
-	in, out, err = netx.Join(visitor, s.CloseWriter, head)
+	err = s.moved.Join(visitor, s.CloseWriter, head)
 	s.Close()
+	in, out = s.Progress()
 	return in, out, err
 }
+
+// Progress returns the bytes that have passed so far.
+func (s directStream) Progress() (in, out int64) { return s.moved.AB.Load(), s.moved.BA.Load() }
 
 // Quiet reports whether the target has neither ended the connection nor said
 // anything that was not read.

@@ -214,7 +214,7 @@ func (u upstream) Open(ctx context.Context, r *ingress.Route, t webgw.Target, fr
 		c.Close()
 		return nil, &webgw.Error{Op: "dial target", Kind: webgw.Internal, Public: "the connection has no half-close"}
 	}
-	return directStream{cw}, nil
+	return directStream{cw, new(netx.Moved)}, nil
 }
 
 // troubled notes how the last dial of a direct target went. What nodes refuse

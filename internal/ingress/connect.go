@@ -37,9 +37,9 @@ func (x *exchange) connect() {
 	var stream Stream
 	err := error(&webgw.Error{Op: "open stream", Kind: webgw.Unavailable, Public: "no target is left to try"})
 	turn := x.route.turn()
-	for t := turn.pick(time.Now()); t != nil && x.in.Context().Err() == nil; t = turn.pick(time.Now()) {
+	for t := turn.pick(time.Now()); t != nil && x.ctx.Err() == nil; t = turn.pick(time.Now()) {
 		x.target = t
-		if stream, err = s.open(x.in.Context(), x.route, t, from); err == nil {
+		if stream, err = s.open(x.ctx, x.route, t, from); err == nil {
 			t.worked()
 			break
 		}
@@ -65,5 +65,6 @@ func (x *exchange) connect() {
 		x.err = err
 		return
 	}
+	defer x.watchTime()()
 	_, _, x.err = netx.Join(visitor, stream, early)
 }

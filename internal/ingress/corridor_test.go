@@ -57,12 +57,13 @@ func (d *dialer) Open(ctx context.Context, r *Route, t webgw.Target, from Origin
 	if err != nil {
 		return nil, &webgw.Error{Kind: webgw.Unavailable, Public: "dial", Err: err}
 	}
-	return &dialed{c.(netx.CloseWriter), refuse}, nil
+	return &dialed{c.(netx.CloseWriter), refuse, new(netx.Moved)}, nil
 }
 
 type dialed struct {
 	netx.CloseWriter
 	refuse bool
+	moved  *netx.Moved
 }
 
 var errLate = &webgw.Error{Kind: webgw.Unavailable, Public: "nothing listens there"}
@@ -86,8 +87,12 @@ func (s *dialed) Join(visitor net.Conn, head []byte) (in, out int64, err error) 
 	if s.refuse {
 		return int64(len(head)), 0, errLate
 	}
-	return netx.Join(visitor, s.CloseWriter, head)
+	err = s.moved.Join(visitor, s.CloseWriter, head)
+	in, out = s.Progress()
+	return in, out, err
 }
+
+func (s *dialed) Progress() (in, out int64) { return s.moved.AB.Load(), s.moved.BA.Load() }
 
 // world is a server and what it leads to.
 type world struct {

@@ -276,12 +276,14 @@ type exchange struct {
 	web     *web
 	conn    connInfo
 	in      *http.Request
+	ctx     context.Context // ends with the visitor, or when the policy allows no more time
 	id      string
 	host    string // normalized, without port
 	route   *Route
 	ruled   *ruling
 	upgrade bool // asked for, over HTTP/1
 	body    bool
+	untimed func()       // ends the limit on the request's time; nil: none
 	packed  *compression // nil: the answer's body goes as it is
 
 	target   *target    // that answered
@@ -357,7 +359,7 @@ func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler) // its connection is closed
 	}
 	defer w.end()
-	x := &exchange{ResponseWriter: rw, web: w, conn: r.Context().Value(connKey{}).(connInfo), in: r, id: newRequestID()}
+	x := &exchange{ResponseWriter: rw, web: w, conn: r.Context().Value(connKey{}).(connInfo), in: r, ctx: r.Context(), id: newRequestID()}
 	start := time.Now()
 	x.host = hostOf(r.Host)
 	path := r.URL.Path
@@ -413,6 +415,7 @@ func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer x.route.release()
+	defer x.limitTime()()
 	if x.isConnect() {
 		x.connect()
 		return
@@ -421,7 +424,10 @@ func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		x.pass()
 		return
 	}
-	ctx := context.WithValue(r.Context(), exchangeKey{}, x)
+	ctx := context.WithValue(x.ctx, exchangeKey{}, x)
+	// Without it, as over HTTP/3, the proxy would end a body that was cut like one
+	// that is whole.
+	ctx = context.WithValue(ctx, http.ServerContextKey, w.server)
 	w.proxy.ServeHTTP(x, r.WithContext(ctx))
 }
 

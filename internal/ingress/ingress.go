@@ -63,6 +63,10 @@ type Stream interface {
 	// *webgw.Error and leaves the visitor open; after any other error the
 	// visitor has been reset.
 	Join(visitor net.Conn, head []byte) (in, out int64, err error)
+
+	// Progress returns how many bytes have passed to the workload and to the
+	// visitor so far, while it is joined.
+	Progress() (in, out int64)
 }
 
 // Certificates gives the certificates for names that are terminated here.

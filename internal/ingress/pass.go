@@ -63,7 +63,7 @@ func (x *exchange) ask() (*workloadConn, *http.Response, error) {
 			t.worked()
 			return c, res, nil
 		}
-		if x.in.Context().Err() != nil || !neverHad(err) {
+		if x.ctx.Err() != nil || !neverHad(err) {
 			return nil, nil, err
 		}
 		if _, ok := errors.AsType[*openError](err); !ok {
@@ -94,7 +94,7 @@ func (x *exchange) askTarget(t *target) (*workloadConn, *http.Response, error) {
 			return c, res, nil
 		}
 		x.drop(c)
-		again := c.used && c.silent && !x.body && isSafe(x.in.Method) && x.in.Context().Err() == nil
+		again := c.used && c.silent && !x.body && isSafe(x.in.Method) && x.ctx.Err() == nil
 		if !again {
 			return nil, nil, err
 		}
@@ -112,16 +112,16 @@ func isSafe(method string) bool {
 
 // openHTTP opens a stream for HTTP; if that is over TLS, of the version alpn.
 func (w *web) openHTTP(x *exchange, t *target, prompt bool, alpn string) (Stream, error) {
-	stream, err := w.s.open(x.in.Context(), x.route, t, Origin{Visitor: x.conn.c.v.visitor, Local: x.conn.c.v.local, Host: x.host, Protocol: webgw.HTTP, Prompt: prompt})
+	stream, err := w.s.open(x.ctx, x.route, t, Origin{Visitor: x.conn.c.v.visitor, Local: x.conn.c.v.local, Host: x.host, Protocol: webgw.HTTP, Prompt: prompt})
 	if err == nil && t.secure != nil {
-		stream, err = w.s.secured(x.in.Context(), t, stream, alpn)
+		stream, err = w.s.secured(x.ctx, t, stream, alpn)
 	}
 	return stream, err
 }
 
 // askOn sends the request on c and waits for the head of the final answer.
 func (x *exchange) askOn(c *workloadConn) (*http.Response, error) {
-	c.begin(x.in.Context())
+	c.begin(x.ctx)
 	var expect chan struct{}
 	if x.body && hasToken(x.in.Header.Get("Expect"), "100-continue") {
 		expect = make(chan struct{}, 1)
@@ -494,6 +494,7 @@ func (x *exchange) switchProtocols(c *workloadConn, res *http.Response) error {
 	if err != nil {
 		return err
 	}
+	defer x.watchTime()()
 	_, _, x.err = netx.Join(visitor, c.Stream, early)
 	return nil
 }

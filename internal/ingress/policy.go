@@ -17,6 +17,7 @@ const (
 	reasonNoCountry = "policy_country_unknown"
 	reasonRate      = "policy_rate"
 	reasonBusy      = "policy_concurrent"
+	reasonTime      = "policy_time"
 	reasonBody      = "policy_body"
 	reasonAuth      = "policy_auth"
 	reasonClient    = "policy_certificate"

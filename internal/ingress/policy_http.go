@@ -19,6 +19,7 @@ var (
 	hashesBusy   = page{503, "auth_busy", "Too many visitors are identifying themselves at once.", 2}
 	bodyTooLarge = page{413, "body_too_large", "The body of the request is larger than this name takes.", 0}
 	exposureBusy = page{503, "concurrency_limit", "Too many requests are under way to this name.", 1}
+	outOfTime    = page{504, "request_time", "The request took longer than this name allows.", 0}
 	useHTTPS     = page{308, "https_only", "This name is served over https only.", 0}
 )
 

@@ -140,7 +140,12 @@ func (x *exchange) failed(err error) {
 			return
 		}
 	}
-	if x.in.Context().Err() != nil && x.web.s.ctx.Err() == nil {
+	if x.late() {
+		x.web.s.metrics.refused(reasonTime)
+		x.answer(&outOfTime)
+		return
+	}
+	if x.ctx.Err() != nil && x.web.s.ctx.Err() == nil {
 		panic(http.ErrAbortHandler) // the visitor is gone
 	}
 	var open *openError

@@ -214,6 +214,9 @@ func (s *securedStream) Join(net.Conn, []byte) (in, out int64, err error) {
 	return 0, 0, errors.ErrUnsupported
 }
 
+// Progress implements Stream, for which nobody asks either.
+func (s *securedStream) Progress() (in, out int64) { return 0, 0 }
+
 // Quiet reports whether the workload has neither ended the connection nor said
 // anything that was not read.
 func (s *securedStream) Quiet() bool {

@@ -182,7 +182,7 @@ func TestASilentTLSWorkload(t *testing.T) {
 		s := &Server{}
 		s.setup()
 		began := time.Now()
-		_, err := s.secured(t.Context(), tg, &dialed{pipeEnd{near}, false}, "http/1.1")
+		_, err := s.secured(t.Context(), tg, &dialed{CloseWriter: pipeEnd{near}}, "http/1.1")
 		if took := time.Since(began); took != s.limits.Open {
 			t.Errorf("it took %v", took)
 		}

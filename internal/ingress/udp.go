@@ -351,6 +351,9 @@ func (f *visitFlow) done(now time.Time) bool {
 		return now.Sub(f.since) > flowPause
 	case f.last.Load() != 0 && quiet >= idle:
 		return true
+	case f.outlived(now, quiet):
+		f.p.s.metrics.refused(reasonTime)
+		return true
 	}
 	if t := f.p.s.table.Load(); t != f.table {
 		f.table = t

@@ -12,24 +12,33 @@ import (
 // bytes that went from a to b and from b to a, and resets both connections if
 // either fails. Closing them afterwards is up to the caller.
 func Join(a, b net.Conn, head []byte) (ab, ba int64, err error) {
-	var toA, toB atomic.Int64
+	var m Moved
+	err = m.Join(a, b, head)
+	return m.AB.Load(), m.BA.Load(), err
+}
+
+// Moved is how many bytes a join has relayed so far.
+type Moved struct{ AB, BA atomic.Int64 }
+
+// Join is like the function, and counts as it goes.
+func (m *Moved) Join(a, b net.Conn, head []byte) (err error) {
 	done := make(chan error, 1)
 	go func() {
-		err := Copy(a, b, nil, &toA)
+		err := Copy(a, b, nil, &m.BA)
 		if err != nil {
 			Reset(a)
 			Reset(b)
 		}
 		done <- err
 	}()
-	if err = Copy(b, a, head, &toB); err != nil {
+	if err = Copy(b, a, head, &m.AB); err != nil {
 		Reset(a)
 		Reset(b)
 	}
 	if other := <-done; err == nil || errors.Is(err, net.ErrClosed) {
 		err = other
 	}
-	return toB.Load(), toA.Load(), err
+	return err
 }
 
 // Copy writes head and then what src sends to dst until src ends, and passes

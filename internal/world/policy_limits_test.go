@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"testing"
+	"time"
 
 	"webgw.dev/webgw"
 	"webgw.dev/webgw/internal/daemon"
@@ -66,6 +67,36 @@ func TestCountriesNeedADatabase(t *testing.T) {
 		}
 		if a := w.Get("https://blog.example/").Want(503); a.Header.Get("Webgw-Error") != "country_unknown" {
 			t.Error(a.Header)
+		}
+	})
+}
+
+// Streams through a node's session end when the policy says so.
+func TestStreamsHaveTheirTime(t *testing.T) {
+	Test(t, func(t *testing.T, w *World) {
+		w.Node("home1", BehindNAT).Workload("127.0.0.1:7", func(c net.Conn) { io.Copy(c, c) })
+		w.Gateway("gent")
+		if err := w.applyWith("tcp 20001 -> home1:7 via gent", func(e *webgw.Exposure) { e.Policy = &webgw.Policy{Timeouts: &webgw.Timeouts{Idle: "40s"}} }); err != nil {
+			t.Fatal(err)
+		}
+		c, err := w.Dial("gent", 20001)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		b := make([]byte, 1)
+		for range 5 {
+			if _, err := c.Write(b); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(c, b); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(20 * time.Second)
+		}
+		start := time.Now()
+		if _, err := c.Read(b); err == nil || time.Since(start) > 31*time.Second {
+			t.Error(time.Since(start), err)
 		}
 	})
 }
