@@ -21,12 +21,15 @@ import (
 type limitFlags struct {
 	Allow          []string `help:"Network or address of visitors who may come; without it all." placeholder:"CIDR"`
 	Deny           []string `help:"Network or address of visitors who may not." placeholder:"CIDR"`
+	AllowCountries []string `name:"allow-country" help:"Country of visitors who may come, by its code; with --allow, either lets in." placeholder:"CODE"`
+	DenyCountries  []string `name:"deny-country" help:"Country of visitors who may not." placeholder:"CODE"`
+	Idle           string   `help:"How long nothing may pass on a stream or flow, such as 10m." placeholder:"TIME"`
 	Concurrent     int      `help:"Streams, or HTTP requests, at once." placeholder:"N"`
 	ConnectionRate string   `name:"connection-rate" help:"New connections of one visitor, such as 10/s or 100/m." placeholder:"RATE"`
 }
 
 func (f *limitFlags) shape(e *webgw.Exposure) (err error) {
-	p := webgw.Policy{Concurrent: f.Concurrent}
+	p := webgw.Policy{Concurrent: f.Concurrent, AllowCountries: f.AllowCountries, DenyCountries: f.DenyCountries}
 	if p.Allow, err = prefixes("allow", f.Allow); err != nil {
 		return err
 	}
@@ -34,7 +37,10 @@ func (f *limitFlags) shape(e *webgw.Exposure) (err error) {
 		return err
 	}
 	p.ConnectionRate = rateOf(f.ConnectionRate)
-	if len(p.Allow)+len(p.Deny)+p.Concurrent != 0 || p.ConnectionRate != nil {
+	if f.Idle != "" {
+		p.Timeouts = &webgw.Timeouts{Idle: f.Idle}
+	}
+	if len(p.Allow)+len(p.Deny)+len(p.AllowCountries)+len(p.DenyCountries)+p.Concurrent != 0 || p.ConnectionRate != nil || p.Timeouts != nil {
 		e.Policy = &p
 	}
 	return nil
@@ -78,6 +84,7 @@ type httpFlags struct {
 
 	RequestRate string `name:"request-rate" help:"Requests of one visitor, such as 10/s or 100/m." placeholder:"RATE"`
 	MaxBody     string `name:"max-body" help:"Largest body of a request: bytes, or with K, M or G." placeholder:"SIZE"`
+	Compress    bool   `help:"Compress answers that the server has not."`
 	HTTPSOnly   bool   `name:"https-only" help:"Redirect plain HTTP."`
 	HSTS        string `name:"hsts" help:"How long browsers are to use https only, such as 365d." placeholder:"TIME"`
 	BasicAuth   string `name:"basic-auth" help:"File of visitors with passwords, as htpasswd -nB -C 10 NAME prints them." placeholder:"FILE"`
@@ -99,6 +106,9 @@ func (f *httpFlags) shape(e *webgw.Exposure) (err error) {
 		e.Rules = []webgw.Rule{{Rewrite: &webgw.Rewrite{Host: f.RewriteHost}}}
 	}
 	p := webgw.Policy{RequestRate: rateOf(f.RequestRate), HTTPSOnly: f.HTTPSOnly}
+	if f.Compress {
+		p.Compress = &webgw.Compress{}
+	}
 	if p.MaxBody, err = parseSize("max-body", f.MaxBody); err != nil {
 		return err
 	}
@@ -117,11 +127,12 @@ func (f *httpFlags) shape(e *webgw.Exposure) (err error) {
 	if p.ClientCA, err = textOf("client-ca", f.ClientCA); err != nil {
 		return err
 	}
-	if p.RequestRate == nil && p.MaxBody == 0 && !p.HTTPSOnly && p.HSTS == nil && !p.Identifies() {
+	if p.RequestRate == nil && p.MaxBody == 0 && p.Compress == nil && !p.HTTPSOnly && p.HSTS == nil && !p.Identifies() {
 		return nil
 	}
 	if was := e.Policy; was != nil {
-		p.Allow, p.Deny, p.Concurrent, p.ConnectionRate = was.Allow, was.Deny, was.Concurrent, was.ConnectionRate
+		p.Allow, p.Deny, p.AllowCountries, p.DenyCountries = was.Allow, was.Deny, was.AllowCountries, was.DenyCountries
+		p.Concurrent, p.ConnectionRate, p.Timeouts = was.Concurrent, was.ConnectionRate, was.Timeouts
 	}
 	e.Policy = &p
 	return nil

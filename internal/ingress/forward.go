@@ -230,8 +230,9 @@ func (p *passage) join() {
 	if keeps {
 		p.head = nil
 	}
-	stream := p.stream
-	defer p.server.watchTime(p.route, func() int64 { in, out := stream.Progress(); return in + out }, func() { netx.Reset(p.raw) })()
+	if p.route.timeouts() != nil {
+		defer p.watchTime()()
+	}
 	p.done.BytesIn, p.done.BytesOut, p.done.Err = p.stream.Join(p.raw, head)
 	if keeps {
 		p.head = k.Refused()

@@ -117,6 +117,12 @@ func (s *Server) watchTime(r *Route, moved func() int64, cut func()) (stop func(
 	}
 }
 
+// watchTime bounds the passage's stream.
+func (p *passage) watchTime() (stop func()) {
+	stream := p.stream
+	return p.server.watchTime(p.route, func() int64 { in, out := stream.Progress(); return in + out }, func() { netx.Reset(p.raw) })
+}
+
 // watchTime bounds an upgraded connection.
 func (x *exchange) watchTime() (stop func()) {
 	if x.untimed != nil {
