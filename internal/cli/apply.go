@@ -229,7 +229,7 @@ func (a *app) printResults(out results, err error) error {
 		if out.DryRun && r.Action != actionNothing {
 			word = "would be " + word
 		}
-		a.printf("%s %s %s\n", r.Kind, r.Name, word)
+		a.printf("%s %s %s\n", r.Kind, printable(r.Name), word)
 		if !out.DryRun && r.Action == actionCreate {
 			continue
 		}

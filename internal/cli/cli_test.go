@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -165,5 +166,38 @@ func TestKnownRegistries(t *testing.T) {
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v %v", info.Mode(), err)
+	}
+}
+
+// Nothing that others wrote steers the terminal, or shows as something else
+// than it is.
+func TestPrintable(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain, élan, 日本, a\tb":     "plain, élan, 日本, a\tb",
+		"\x1b]0;title\x07x":         "�]0;title�x",
+		"\u009b31m":                 "�31m", // CSI in one character
+		"\x9b31m":                   "�31m", // and in one byte, as terminals without UTF-8 read it
+		"a\r\nforged line":          "a��forged line",
+		"good\u202etxt.exe":         "good�txt.exe",
+		"\u2066x\u2069\u200e\u061c": "�x���",
+		"two\u2028lines\u2029":      "two�lines�",
+		"bl\u200bog\ufeff":          "bl�og�",
+		"tag\U000e0041":             "tag�",
+	} {
+		if got := printable(in); got != want {
+			t.Errorf("printable(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+// A cell can't pretend to be two.
+func TestTableCells(t *testing.T) {
+	var out strings.Builder
+	a := &app{env: Env{Stdout: &out}}
+	if err := a.table([][]string{{"NAME", "UP"}, {"blog\tyes", "no"}}); err != nil {
+		t.Fatal(err)
+	}
+	if want := "NAME      UP\nblog yes  no\n"; out.String() != want {
+		t.Errorf("got %q, want %q", out.String(), want)
 	}
 }

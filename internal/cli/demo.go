@@ -223,13 +223,13 @@ func liveStatus(o webgw.Overview, err error) string {
 	var b strings.Builder
 	b.WriteString("status\n")
 	for _, p := range o.Gateways {
-		fmt.Fprintf(&b, "  %s gateway %-6s %s\n", mark(p.Up), p.Name, printable(p.Why))
+		fmt.Fprintf(&b, "  %s gateway %-6s %s\n", mark(p.Up), printable(p.Name), printable(p.Why))
 	}
 	for _, p := range o.Nodes {
-		fmt.Fprintf(&b, "  %s node %-9s %s\n", mark(p.Up), p.Name, printable(p.Why))
+		fmt.Fprintf(&b, "  %s node %-9s %s\n", mark(p.Up), printable(p.Name), printable(p.Why))
 	}
 	for _, e := range o.Exposures {
-		fmt.Fprintf(&b, "  %s exposure %-5s %s\n", mark(e.Up), e.Key.Name, printable(e.Why))
+		fmt.Fprintf(&b, "  %s exposure %-5s %s\n", mark(e.Up), printable(e.Key.Name), printable(e.Why))
 	}
 	return b.String()
 }

@@ -205,7 +205,7 @@ func (f *foreground) follow(ctx context.Context, ended chan error) error {
 		case <-renew.C:
 			again := foregroundRenew
 			if _, err := f.p.put(ctx, f.c, foregroundLife); err != nil && ctx.Err() == nil {
-				f.a.notef("not renewed, will be tried again: %v\n", err)
+				f.a.notef("not renewed, will be tried again: %s\n", printable(err.Error()))
 				again = renewRetry
 			}
 			renew.Reset(again)

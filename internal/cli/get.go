@@ -120,7 +120,7 @@ func (v *getVerb) manifests(ctx context.Context, a *app, d *directory, all []cli
 		if n > 0 {
 			a.printf("---\n")
 		}
-		a.printf("%s", text)
+		a.printf("%s", printableLines(string(text)))
 		n++
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"webgw.dev/webgw"
 	"webgw.dev/webgw/client/manifest"
@@ -76,14 +77,25 @@ func exitCode(k webgw.ErrorKind) int {
 	return exitFailure
 }
 
-// printable keeps what others have written from steering the terminal.
+// printable keeps what others have written from steering the terminal, and
+// from showing as something else than it is: controls, marks of direction and
+// what has no width (Unicode Cf), separators of lines, bytes that are not UTF-8.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' && r != '\t' || r >= 0x7f && r < 0xa0 {
-			return '�'
+		if r != '\t' && unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
+			return unicode.ReplacementChar
 		}
 		return r
 	}, s)
+}
+
+// printableLines is printable for text of several lines.
+func printableLines(s string) string {
+	lines := strings.Split(s, "\n")
+	for i, l := range lines {
+		lines[i] = printable(l)
+	}
+	return strings.Join(lines, "\n")
 }
 
 // printJSON writes one value on one line, so that several make a stream.
@@ -97,7 +109,11 @@ func (a *app) printJSON(v any) error {
 func (a *app) table(rows [][]string) error {
 	w := tabwriter.NewWriter(a.env.Stdout, 0, 8, 2, ' ', 0)
 	for _, r := range rows {
-		fmt.Fprintln(w, printable(strings.Join(r, "\t")))
+		cells := make([]string, len(r))
+		for i, c := range r {
+			cells[i] = strings.ReplaceAll(printable(c), "\t", " ")
+		}
+		fmt.Fprintln(w, strings.Join(cells, "\t"))
 	}
 	return w.Flush()
 }
