@@ -6,6 +6,7 @@ package daemon
 
 import (
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"net/url"
@@ -37,6 +38,7 @@ type RegistryConfig struct {
 	EtcdKey       string   `name:"etcd-key" yaml:"etcd-key" help:"PEM file of that certificate's key." placeholder:"FILE"`
 	Admit         []string `yaml:"admit" help:"Identities that may declare records; none, or 'open', admits everybody within the quota." placeholder:"ID"`
 	Quota         int      `yaml:"quota" help:"Live records that one owner may hold; 0 is the registry's default."`
+	WriteRate     float64  `name:"write-rate" yaml:"write-rate" help:"Writes a second that one identity may do over time; 0 is the registry's default." placeholder:"N"`
 }
 
 // GatewayConfig configures the gateway role.
@@ -190,6 +192,9 @@ func (c RegistryConfig) validateEmbedded() error {
 	}
 	if c.Quota < 0 {
 		return invalid("quota", "must not be negative")
+	}
+	if !(c.WriteRate >= 0) || math.IsInf(c.WriteRate, 0) { // NaN is not, either
+		return invalid("write-rate", "must be a number of 0 or more")
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"math"
 	"net/netip"
 	"strings"
 	"testing"
@@ -77,6 +78,8 @@ func TestValidateNamesTheField(t *testing.T) {
 		{RegistryConfig{Common: common, Address: "registry.example"}, "address"},
 		{RegistryConfig{Common: common, Admit: []string{"open"}}, ""},
 		{RegistryConfig{Common: common, Quota: -1}, "quota"},
+		{RegistryConfig{Common: common, WriteRate: -1}, "write-rate"},
+		{RegistryConfig{Common: common, WriteRate: math.NaN()}, "write-rate"},
 		{RegistryConfig{Common: common, EtcdCert: "a"}, "etcd-cert"},
 		{RegistryConfig{Common: common, EtcdCA: "a"}, "etcd-endpoints"},
 		{NodeConfig{Common: common}, "registry"},

@@ -263,6 +263,9 @@ func (s *Server) change(w http.ResponseWriter, r *http.Request, id webgw.ID, del
 	if err != nil {
 		return err
 	}
+	if err := s.mayWrite(id); err != nil {
+		return err
+	}
 	// One byte more than allowed is left for write to refuse, in the words
 	// that the caller may hear.
 	body, err := read(w, r, webgw.MaxEnvelope+1)

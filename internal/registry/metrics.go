@@ -9,6 +9,7 @@ type metrics struct {
 	conflicts prometheus.Counter
 	damaged   prometheus.Counter
 	resyncs   prometheus.Counter
+	limited   *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer, s *Server) *metrics {
@@ -25,9 +26,11 @@ func newMetrics(r prometheus.Registerer, s *Server) *metrics {
 			Help: "Stored values that could not be read or verified."}),
 		resyncs: prometheus.NewCounter(prometheus.CounterOpts{Name: "webgw_registry_watch_overflows_total",
 			Help: "Times that a slow watcher was brought up to date from state instead of change by change."}),
+		limited: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "webgw_registry_limited_total",
+			Help: "Requests refused by a limit of one identity, by limit: writes (their rate), watches, quota."}, []string{"limit"}),
 	}
 	if r != nil {
-		r.MustRegister(m.requests, m.refusals, m.writes, m.conflicts, m.damaged, m.resyncs,
+		r.MustRegister(m.limited, m.requests, m.refusals, m.writes, m.conflicts, m.damaged, m.resyncs,
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "webgw_registry_revision", Help: "Revision that the mirror has reached."}, func() float64 {
 				rev, _, _, _ := s.mirror.at()
 				return float64(rev)

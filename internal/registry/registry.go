@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"webgw.dev/webgw"
 	"webgw.dev/webgw/internal/ident"
@@ -37,6 +38,10 @@ type Server struct {
 	// Quota per owner; zero fields take DefaultQuota's.
 	Quota Quota
 
+	// Writes bounds how fast one identity writes; zero fields take
+	// DefaultWriteRate's.
+	Writes WriteRate
+
 	// Grace is how long a freed name stays its owner's. 0: DefaultGrace;
 	// negative: it is free at once.
 	Grace time.Duration
@@ -51,6 +56,7 @@ type Server struct {
 	lanes   *lanes
 	tokens  chan struct{} // bounds the writes under way
 	watches watchCount
+	rates   rates
 }
 
 // Quota is what one owner may hold. A record of one name counts as one name in
@@ -79,6 +85,7 @@ func (s *Server) init() {
 		s.lanes = newLanes()
 		s.tokens = make(chan struct{}, maxWrites)
 		s.watches.n = map[webgw.ID]int{}
+		s.rates.of = map[webgw.ID]*rate.Limiter{}
 		s.metrics = newMetrics(s.Metrics, s)
 	})
 }

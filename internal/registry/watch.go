@@ -162,6 +162,7 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, id webgw.ID) erro
 		}
 	}
 	if err := s.watches.enter(id); err != nil {
+		s.metrics.limited.WithLabelValues("watches").Inc()
 		return err
 	}
 	defer s.watches.leave(id)

@@ -148,6 +148,9 @@ func (s *Server) write(ctx context.Context, caller webgw.ID, key webgw.Key, raw 
 		return 0, busy(ctx.Err())
 	}
 	rev, err = s.commit(ctx, signed)
+	if webgw.KindOf(err) == webgw.Exhausted {
+		s.metrics.limited.WithLabelValues("quota").Inc()
+	}
 	if err == nil {
 		s.metrics.writes.Observe(time.Since(start).Seconds())
 		s.log().Debug("registry: declared", "record", r.Key().String(), "seq", r.Seq, "deleted", r.Deleted, "rev", rev)
