@@ -173,11 +173,14 @@ func TestOneExposurePerPort(t *testing.T) {
 					}
 				}
 				var live []*webgw.Record
-				for _, e := range bs[0].s.mirror.byKind[webgw.KindExposure] {
+				m := bs[0].s.mirror
+				m.mu.RLock() // it sweeps and follows meanwhile
+				for _, e := range m.byKind[webgw.KindExposure] {
 					if e.Record.Live(time.Now()) {
 						live = append(live, e.Record)
 					}
 				}
+				m.mu.RUnlock()
 				for i, x := range live {
 					for _, y := range live[i+1:] {
 						a, _ := x.Exposure.Ports()
