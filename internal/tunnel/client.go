@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,6 +63,8 @@ type Client struct {
 	current  *attachment
 	conns    map[*dataConn]*attachment // every data connection, of this session and earlier ones
 	watching bool                      // over the streams of sessions that have ended
+
+	naps naps
 }
 
 // Connect judges a request that gateway makes and dials the workload. Its error,
@@ -179,6 +183,7 @@ func (c *Client) Run(ctx context.Context) error {
 	}
 	c.mu.Unlock()
 	serving.Wait()
+	c.naps.end()
 	return ctx.Err()
 }
 
@@ -201,6 +206,13 @@ func (c *Client) Drain(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// joined are all connections; those without a stream don't nap.
+func (c *Client) joined() []*dataConn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Keys(c.conns))
 }
 
 func (c *Client) changed(s State) {
@@ -543,7 +555,7 @@ func (a *attachment) stream(ctx context.Context, d *dataConn, r *Request) error 
 		return d.refuse(err)
 	}
 	began := time.Now()
-	err = d.relay(workload, r.Prompt)
+	err = d.relay(workload, r.Prompt, a.c.naps.begin(d.raw, a.c.joined))
 	a.ended(r, d, began, err)
 	return err
 }
@@ -562,14 +574,14 @@ func (a *attachment) connect(ctx context.Context, r *Request) (net.Conn, error) 
 }
 
 // relay joins the stream with the workload, and closes that.
-func (d *dataConn) relay(workload net.Conn, prompt bool) error {
+func (d *dataConn) relay(workload net.Conn, prompt bool, lot *netx.Lot) error {
 	defer workload.Close()
 	accept, err := d.accept(prompt)
 	if err != nil {
 		return err
 	}
 	received := make(chan error, 1)
-	go func() { received <- d.orCut(workload, d.recvTo(workload)) }()
+	go d.receive(workload, lot, func(err error) { received <- d.orCut(workload, err) })
 	err = d.sendAccepted(workload, accept)
 	return d.ends(workload, err, received)
 }

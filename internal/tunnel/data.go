@@ -67,6 +67,8 @@ type dataConn struct {
 
 	doubted bool // used by watch only: its session has ended
 
+	nap nap
+
 	restIn, restOut bool // no frames any more in this direction: it ends with the connection
 
 	bytesIn, bytesOut atomic.Int64 // stream payload received and sent on this connection
@@ -574,7 +576,10 @@ func (d *dataConn) sendEnd(prefix []byte) error {
 }
 
 // reset closes the connection so that the peer sees that a stream was cut.
-func (d *dataConn) reset() { netx.Reset(d.raw) }
+func (d *dataConn) reset() {
+	netx.Reset(d.raw)
+	d.awaken()
+}
 
 // reuse reports whether the connection may be used again, and prepares it for
 // that: both directions of the stream have ended in order, and no deadline of

@@ -10,8 +10,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -60,6 +62,7 @@ type Server struct {
 	quit     chan struct{}  // closed by Close
 	watching bool           // over the streams of sessions that have ended
 	lingers  sync.WaitGroup // streams that wait for the workload's end, and links; added to under smu
+	naps     naps
 }
 
 // Session tells what is known of one node's attachment.
@@ -558,6 +561,14 @@ func (s *Server) Close() {
 	}
 	s.smu.Unlock()
 	s.lingers.Wait()
+	s.naps.end()
+}
+
+// joined are the connections that carry a stream.
+func (s *Server) joined() []*dataConn {
+	s.smu.Lock()
+	defer s.smu.Unlock()
+	return slices.Collect(maps.Keys(s.streams))
 }
 
 // later runs f, which waits for the end of a closed stream or of a link, unless

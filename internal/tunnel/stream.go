@@ -324,7 +324,15 @@ func (s *Stream) Join(visitor net.Conn, head []byte) (in, out int64, err error) 
 
 	d := s.d
 	received := make(chan error, 1)
-	go func() { received <- s.recvJoined(visitor) }()
+	lot := s.server.naps.begin(d.raw, s.server.joined)
+	go func() {
+		if err := d.answer(); err != nil {
+			received <- s.received(visitor, err)
+			return
+		}
+		s.head = nil
+		d.receive(visitor, lot, func(err error) { received <- s.received(visitor, err) })
+	}()
 
 	prefix, sendErr := s.takeRequest()
 	if sendErr == nil {
@@ -356,13 +364,9 @@ func (s *Stream) Join(visitor net.Conn, head []byte) (in, out int64, err error) 
 // that the caller need not keep it for as long as a stream lasts.
 func (s *Stream) Refused() []byte { return s.head }
 
-func (s *Stream) recvJoined(visitor net.Conn) error {
+// received ends Join's direction to the visitor, whose result is err.
+func (s *Stream) received(visitor net.Conn, err error) error {
 	d := s.d
-	err := d.answer()
-	if err == nil {
-		s.head = nil
-		err = d.recvTo(visitor)
-	}
 	switch {
 	case err == nil:
 	case d.ended && isRefusal(err):
