@@ -83,14 +83,17 @@ func serveTunnelGateway(ctx context.Context, config json.RawMessage) (at tunnelP
 		return at, err
 	}
 	carry := func(v *net.TCPConn, kind tunnel.Kind, head []byte) {
-		defer v.Close()
 		up, err := s.Open(ctx, tunnelNode.ID(), tunnel.Request{Kind: kind, Target: c.Target, Host: passHost})
-		if err == nil {
-			_, _, err = up.Join(v, head)
-		}
 		if err != nil {
 			netx.Reset(v) // the visitor counts it
+			return
 		}
+		up.Join(v, head, func(_, _ int64, err error) {
+			if err != nil {
+				netx.Reset(v)
+			}
+			v.Close()
+		})
 	}
 	if at.Passthrough, err = listen(func(v *net.TCPConn) {
 		head, err := readHello(v)

@@ -26,8 +26,10 @@ func Tidy(ctx context.Context) {
 		{Name: "/gc/heap/live:bytes"},
 		{Name: "/memory/classes/heap/objects:bytes"},
 		{Name: "/memory/classes/heap/free:bytes"},
+		{Name: "/memory/classes/heap/stacks:bytes"},
+		{Name: "/sched/goroutines:goroutines"},
 	}
-	var before uint64
+	var before, most uint64
 	for {
 		select {
 		case <-ctx.Done():
@@ -35,10 +37,13 @@ func Tidy(ctx context.Context) {
 		case <-tick.C:
 		}
 		metrics.Read(read)
-		allocated, live, objects, free := read[0].Value.Uint64(), read[1].Value.Uint64(), read[2].Value.Uint64(), read[3].Value.Uint64()
+		allocated, live, objects, free, stacks, goroutines := read[0].Value.Uint64(), read[1].Value.Uint64(), read[2].Value.Uint64(), read[3].Value.Uint64(), read[4].Value.Uint64(), read[5].Value.Uint64()
 		quiet := allocated-before < tidyQuiet
-		before = allocated
-		if quiet && objects+free > live+max(tidyWorth, live/4) {
+		before, most = allocated, max(most, goroutines)
+		garbage := objects+free > live+max(tidyWorth, live/4)
+		ended := stacks > tidyWorth && goroutines < most-most/4 // their stacks are kept until a collection
+		if quiet && (garbage || ended) {
+			most = goroutines
 			debug.FreeOSMemory()
 		}
 	}

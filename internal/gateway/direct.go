@@ -108,12 +108,15 @@ type directStream struct {
 }
 
 // Join relays until both directions have ended, and closes the target.
-func (s directStream) Join(visitor net.Conn, head []byte) (in, out int64, err error) {
-	err = s.moved.Join(visitor, s.CloseWriter, head)
-	s.Close()
-	in, out = s.Progress()
-	return in, out, err
+func (s directStream) Join(visitor net.Conn, head []byte, done func(in, out int64, err error)) {
+	err := s.moved.Join(visitor, s.CloseWriter, head)
+	s.Close() // an error means that it was reset
+	in, out := s.Progress()
+	done(in, out, err)
 }
+
+// Cut ends a joined stream.
+func (s directStream) Cut() { netx.Reset(s.CloseWriter) }
 
 // Progress returns the bytes that have passed so far.
 func (s directStream) Progress() (in, out int64) { return s.moved.AB.Load(), s.moved.BA.Load() }

@@ -44,6 +44,16 @@ type visit struct {
 	held    *Route // it counts against; set before it is served
 	arrived atomic.Bool
 	gone    atomic.Bool
+	joint   atomic.Pointer[Stream] // that it is joined with
+	passes  *passage               // counts against its route
+}
+
+// cut ends the connection at once, whatever it is doing.
+func (v *visit) cut() {
+	netx.Reset(v.raw)
+	if s := v.joint.Load(); s != nil {
+		(*s).Cut()
+	}
 }
 
 // Listen opens the HTTP and TLS ports, and those TCP ports of the table that
@@ -175,6 +185,9 @@ func (v *visit) leave() {
 	v.arrive()
 	if v.gone.CompareAndSwap(false, true) {
 		v.unhold()
+		if v.passes != nil {
+			v.passes.release()
+		}
 		v.server.doors.leave(v)
 		v.server.visits.Done()
 	}

@@ -82,15 +82,19 @@ func (s *dialed) Accepted() error {
 	return nil
 }
 
-func (s *dialed) Join(visitor net.Conn, head []byte) (in, out int64, err error) {
-	defer s.Close()
+func (s *dialed) Join(visitor net.Conn, head []byte, done func(in, out int64, err error)) {
 	if s.refuse {
-		return int64(len(head)), 0, errLate
+		s.Close()
+		done(int64(len(head)), 0, errLate)
+		return
 	}
-	err = s.moved.Join(visitor, s.CloseWriter, head)
-	in, out = s.Progress()
-	return in, out, err
+	err := s.moved.Join(visitor, s.CloseWriter, head)
+	s.Close()
+	in, out := s.Progress()
+	done(in, out, err)
 }
+
+func (s *dialed) Cut() { netx.Reset(s.CloseWriter) }
 
 func (s *dialed) Progress() (in, out int64) { return s.moved.AB.Load(), s.moved.BA.Load() }
 

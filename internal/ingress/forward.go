@@ -153,18 +153,19 @@ func isTimeout(err error) bool {
 }
 
 // passage is a connection whose bytes are passed on as they are. It lies on the
-// heap, and what waits for its end uses little stack: an idle stream costs what
-// stands on the stacks of the goroutines that wait.
+// heap, and no goroutine waits for its end: an idle stream costs what it keeps.
 type passage struct {
 	*visit
-	route  *Route
-	head   []byte // read already
-	from   Origin
-	turn   turn
-	late   time.Time // no further target is tried after that
-	target *target
-	stream Stream
-	done   Access
+	route   *Route
+	head    []byte // read already
+	from    Origin
+	turn    turn
+	late    time.Time // no further target is tried after that
+	target  *target
+	stream  Stream
+	began   time.Time // of the stream
+	untimed func()    // nil, or ends the watch over its time
+	done    Access
 }
 
 // forward passes the connection's bytes to a target of r and back, as they
@@ -182,28 +183,21 @@ func (s *Server) forward(v *visit, r *Route, head []byte, host string, above uin
 	p := &passage{visit: v, route: r, head: head, turn: r.turn(), late: time.Now().Add(3 * s.limits.Open),
 		from: Origin{Visitor: v.visitor, Local: v.local, Host: host, Protocol: r.Exposure.Protocol, Above: above},
 		done: Access{Access: webgw.Access{Time: v.since, Exposure: r.Key, Visitor: v.visitor.Addr(), Host: host, Proto: string(r.Exposure.Protocol)}}}
+	v.passes = p
+	s.metrics.streams.WithLabelValues(p.done.Proto).Inc()
 	// In a goroutine of its own, whose stack has not grown by understanding the
 	// first bytes.
 	go p.pass()
 }
 
-// pass tries targets until one takes the stream, and joins it.
+// pass joins the visitor with the next target that takes the stream.
 func (p *passage) pass() {
 	defer p.server.mourn(p.visit)
-	defer p.leave()
-	defer p.route.release()
-	gauge := p.server.metrics.streams.WithLabelValues(p.done.Proto)
-	gauge.Inc()
-	defer gauge.Dec()
-	result := resultUnreached
-	for result == resultUnreached && p.open() {
-		joined := time.Now()
+	if p.open() {
 		p.join()
-		if result = p.joined(joined); result == resultUnreached && !p.again() {
-			break
-		}
+	} else {
+		p.end(resultUnreached)
 	}
-	p.end(result)
 }
 
 // open opens a stream to the next target that can be reached; false if there
@@ -225,27 +219,49 @@ func (p *passage) open() bool {
 // join joins visitor and stream. The head, a ClientHello of 2 KB these days, is
 // left to streams that let go of it once they are accepted.
 func (p *passage) join() {
-	k, keeps := p.stream.(interface{ Refused() (head []byte) })
 	head := p.head
-	if keeps {
+	if _, keeps := p.stream.(keeper); keeps {
 		p.head = nil
 	}
+	p.began = time.Now()
 	if p.route.timeouts() != nil {
-		defer p.watchTime()()
+		p.untimed = p.watchTime()
 	}
-	p.done.BytesIn, p.done.BytesOut, p.done.Err = p.stream.Join(p.raw, head)
-	if keeps {
-		p.head = k.Refused()
-	}
+	stream := p.stream
+	p.joint.Store(&stream)
+	stream.Join(p.raw, head, p.joined)
 }
 
-// joined judges how the stream ended that began at that time.
-func (p *passage) joined(began time.Time) (result string) {
+// keeper is a stream that has kept the head it was joined with if it was refused.
+type keeper interface{ Refused() (head []byte) }
+
+// joined goes on after the stream's end: with the next target if this one has
+// refused the visitor.
+func (p *passage) joined(in, out int64, err error) {
+	defer p.server.mourn(p.visit)
+	p.joint.Store(nil)
+	if p.untimed != nil {
+		p.untimed()
+	}
+	if k, keeps := p.stream.(keeper); keeps {
+		p.head = k.Refused()
+	}
+	p.done.BytesIn, p.done.BytesOut, p.done.Err = in, out, err
+	result := p.judge()
+	if result == resultUnreached && p.again() {
+		go p.pass()
+		return
+	}
+	p.end(result)
+}
+
+// judge tells how the stream ended.
+func (p *passage) judge() (result string) {
 	if isRefusal(p.done.Err) && p.done.BytesOut == 0 {
 		p.target.failed(time.Now())
 		return resultUnreached
 	}
-	p.server.metrics.join.WithLabelValues(p.done.Proto).Observe(time.Since(began).Seconds())
+	p.server.metrics.join.WithLabelValues(p.done.Proto).Observe(time.Since(p.began).Seconds())
 	if p.done.Err == nil || p.done.BytesOut > 0 {
 		p.target.worked()
 	}
@@ -263,6 +279,7 @@ func (p *passage) again() bool {
 
 // end closes the visitor's connection and tells how it went.
 func (p *passage) end(result string) {
+	defer p.leave()
 	s := p.server
 	if result == resultUnreached {
 		netx.Reset(p.raw)
@@ -274,6 +291,12 @@ func (p *passage) end(result string) {
 	s.metrics.carried(p.done.Proto, p.done.BytesIn, p.done.BytesOut)
 	p.done.Took = time.Since(p.since)
 	s.record(p.done)
+}
+
+// release takes the passage off its route's books.
+func (p *passage) release() {
+	p.route.release()
+	p.server.metrics.streams.WithLabelValues(p.done.Proto).Dec()
 }
 
 // isRefusal reports whether a stream ended because the workload's end refused it.

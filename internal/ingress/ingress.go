@@ -58,11 +58,14 @@ type Stream interface {
 	netx.CloseWriter
 
 	// Join relays visitor and stream until both directions have ended, and
-	// closes the stream. head was read from the visitor already and goes first.
-	// in counts bytes to the workload, out those to the visitor. A refusal is a
-	// *webgw.Error and leaves the visitor open; after any other error the
-	// visitor has been reset.
-	Join(visitor net.Conn, head []byte) (in, out int64, err error)
+	// closes the stream; it may return before. head was read from the visitor
+	// already and goes first. When all is over, done is called: in counts bytes to
+	// the workload, out those to the visitor. A refusal is a *webgw.Error and
+	// leaves the visitor open; after any other error the visitor has been reset.
+	Join(visitor net.Conn, head []byte, done func(in, out int64, err error))
+
+	// Cut ends a joined stream at once, with an error.
+	Cut()
 
 	// Progress returns how many bytes have passed to the workload and to the
 	// visitor so far, while it is joined.
@@ -344,7 +347,7 @@ const arrivalTime = time.Second
 func (s *Server) cutAll() {
 	s.cut()
 	s.web.server.Close() // its errors are those of closing connections
-	s.doors.each(func(v *visit) { netx.Reset(v.raw) })
+	s.doors.each((*visit).cut)
 }
 
 var _ http.Handler = (*web)(nil)

@@ -111,12 +111,15 @@ func isSafe(method string) bool {
 }
 
 // openHTTP opens a stream for HTTP; if that is over TLS, of the version alpn.
-func (w *web) openHTTP(x *exchange, t *target, prompt bool, alpn string) (Stream, error) {
+func (w *web) openHTTP(x *exchange, t *target, prompt bool, alpn string) (netx.CloseWriter, error) {
 	stream, err := w.s.open(x.ctx, x.route, t, Origin{Visitor: x.conn.c.v.visitor, Local: x.conn.c.v.local, Host: x.host, Protocol: webgw.HTTP, Prompt: prompt})
-	if err == nil && t.secure != nil {
-		stream, err = w.s.secured(x.ctx, t, stream, alpn)
+	if err != nil {
+		return nil, err // not stream: a nil in an interface is not nil
 	}
-	return stream, err
+	if t.secure != nil {
+		return w.s.secured(x.ctx, t, stream, alpn)
+	}
+	return stream, nil
 }
 
 // askOn sends the request on c and waits for the head of the final answer.
@@ -495,7 +498,7 @@ func (x *exchange) switchProtocols(c *workloadConn, res *http.Response) error {
 		return err
 	}
 	defer x.watchTime()()
-	_, _, x.err = netx.Join(visitor, c.Stream, early)
+	_, _, x.err = netx.Join(visitor, c.CloseWriter, early)
 	return nil
 }
 
@@ -509,7 +512,7 @@ const (
 // workloadConn is an HTTP/1.1 connection to a workload, used by one exchange at
 // a time.
 type workloadConn struct {
-	Stream
+	netx.CloseWriter
 	r      *bufio.Reader // nil while it is kept
 	epoch  int           // of the target's kept connections, when it was opened
 	used   bool          // for an exchange before
@@ -535,7 +538,7 @@ func (c *workloadConn) Read(p []byte) (int, error) {
 	if c.left > 0 {
 		p = p[:min(int64(len(p)), c.left)]
 	}
-	n, err := c.Stream.Read(p)
+	n, err := c.CloseWriter.Read(p)
 	if c.left > 0 {
 		c.left -= int64(n)
 	}
@@ -607,17 +610,17 @@ func (c *workloadConn) drop() {
 // alive reports whether a kept connection may be used: the workload has neither
 // ended it nor said anything.
 func (c *workloadConn) alive() bool {
-	if q, ok := c.Stream.(interface{ Quiet() bool }); ok {
+	if q, ok := c.CloseWriter.(interface{ Quiet() bool }); ok {
 		return q.Quiet()
 	}
-	return netx.Alive(c.Stream)
+	return netx.Alive(c.CloseWriter)
 }
 
 // connection makes a connection of a stream to t.
-func (t *target) connection(s Stream) *workloadConn {
+func (t *target) connection(s netx.CloseWriter) *workloadConn {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return &workloadConn{Stream: s, epoch: t.epoch, left: -1}
+	return &workloadConn{CloseWriter: s, epoch: t.epoch, left: -1}
 }
 
 // freshness is how long a kept connection may be taken for alive without a look.

@@ -120,7 +120,7 @@ func (s *Server) watchTime(r *Route, moved func() int64, cut func()) (stop func(
 // watchTime bounds the passage's stream.
 func (p *passage) watchTime() (stop func()) {
 	stream := p.stream
-	return p.server.watchTime(p.route, func() int64 { in, out := stream.Progress(); return in + out }, func() { netx.Reset(p.raw) })
+	return p.server.watchTime(p.route, func() int64 { in, out := stream.Progress(); return in + out }, p.cut)
 }
 
 // watchTime bounds an upgraded connection.

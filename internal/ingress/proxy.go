@@ -277,7 +277,7 @@ func (w *web) transport(t *target) *http.Transport {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		stream, err := w.openHTTP(ctx.Value(exchangeKey{}).(*exchange), t, true, "h2")
 		if err != nil {
-			return nil, err // not stream: a nil in an interface is not nil
+			return nil, err
 		}
 		if s, ok := stream.(*securedStream); ok {
 			return s.Conn, nil // by whose type the transport knows that it may speak HTTP/2

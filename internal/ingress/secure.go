@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"webgw.dev/webgw"
+	"webgw.dev/webgw/internal/netx"
 )
 
 // secure is how a target is spoken to over TLS, and how that went.
@@ -85,7 +86,7 @@ func (s *secure) build() (*tls.Config, error) {
 }
 
 // secured speaks TLS on a stream to the target, for one version of HTTP.
-func (s *Server) secured(ctx context.Context, t *target, stream Stream, alpn string) (Stream, error) {
+func (s *Server) secured(ctx context.Context, t *target, stream netx.CloseWriter, alpn string) (netx.CloseWriter, error) {
 	config, err := t.secure.config()
 	var c *tls.Conn
 	if err == nil {
@@ -196,7 +197,7 @@ func namesOf(c *x509.Certificate) string {
 // securedStream is a stream with TLS on it.
 type securedStream struct {
 	*tls.Conn
-	under Stream
+	under netx.CloseWriter
 	ended atomic.Bool // a read has said so
 }
 
@@ -209,16 +210,8 @@ func (s *securedStream) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Join implements Stream; HTTP does not ask for it.
-func (s *securedStream) Join(net.Conn, []byte) (in, out int64, err error) {
-	return 0, 0, errors.ErrUnsupported
-}
-
-// Progress implements Stream, for which nobody asks either.
-func (s *securedStream) Progress() (in, out int64) { return 0, 0 }
-
 // Quiet reports whether the workload has neither ended the connection nor said
 // anything that was not read.
 func (s *securedStream) Quiet() bool {
-	return !s.ended.Load() && (&workloadConn{Stream: s.under}).alive()
+	return !s.ended.Load() && (&workloadConn{CloseWriter: s.under}).alive()
 }

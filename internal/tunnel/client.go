@@ -208,8 +208,8 @@ func (c *Client) Drain(ctx context.Context) error {
 	return nil
 }
 
-// joined are all connections; those without a stream don't nap.
-func (c *Client) joined() []*dataConn {
+// carrying are all connections; those without a stream don't nap.
+func (c *Client) carrying() []*dataConn {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Collect(maps.Keys(c.conns))
@@ -418,10 +418,12 @@ func (a *attachment) data(ctx context.Context, kind Kind, serving *sync.WaitGrou
 	}
 	a.c.Metrics.dials.WithLabelValues(kind.String(), "ok").Inc()
 	// The rest outlives the session: what is open when it ends carries on.
-	serving.Go(func() {
-		defer a.c.release(1)
-		a.serve(a.run, d)
-	})
+	d.left = func() {
+		a.c.release(1)
+		serving.Done()
+	}
+	serving.Add(1)
+	go a.serve(d)
 }
 
 func (a *attachment) dialData(ctx context.Context, kind Kind) (*dataConn, error) {
@@ -503,26 +505,30 @@ func (a *attachment) finish() (watch bool) {
 	return watch
 }
 
-// serve waits for requests on d and carries them out, until d ends.
-func (a *attachment) serve(ctx context.Context, d *dataConn) {
-	defer d.raw.Close()
-	defer a.forget(d)
+// serve waits for requests on d and carries them out, until d ends or a stream
+// naps: who ends that stream goes on.
+func (a *attachment) serve(d *dataConn) {
 	for a.park(d) {
 		r, err := d.awaitRequest()
 		if err != nil {
-			return // the gateway let it go, or broke the protocol: either way it is over
+			break // the gateway let it go, or broke the protocol: either way it is over
 		}
-		a.c.Metrics.streams.Inc()
-		err = a.stream(ctx, d, r)
-		a.c.Metrics.streams.Dec()
-		if err != nil {
-			d.reset()
+		t := &task{a: a, request: r}
+		if !t.begin(d) {
 			return
 		}
-		if !d.reuse() {
-			return
+		if !t.conclude() {
+			break
 		}
 	}
+	a.part(d)
+}
+
+// part ends d.
+func (a *attachment) part(d *dataConn) {
+	a.forget(d)
+	d.raw.Close()
+	d.left()
 }
 
 // awaitRequest waits for the next request. A request lies on the heap: the
@@ -548,16 +554,69 @@ func (d *dataConn) awaitRequest() (*Request, error) {
 	return r, err
 }
 
-// stream carries out one request.
-func (a *attachment) stream(ctx context.Context, d *dataConn, r *Request) error {
-	workload, err := a.connect(ctx, r)
-	if err != nil {
-		return d.refuse(err)
+// task is one request that is carried out.
+type task struct {
+	relay
+	a       *attachment
+	request *Request
+	began   time.Time // zero: nothing was connected
+	errs    [2]error  // of the relay's directions
+	err     error
+}
+
+// begin connects to the workload and joins it with the stream. It reports
+// whether all is over when it returns; otherwise ended will be called.
+func (t *task) begin(d *dataConn) (ended bool) {
+	a := t.a
+	a.c.Metrics.streams.Inc()
+	t.relay = relay{d: d, owner: t}
+	if t.far, t.err = a.connect(a.run, t.request); t.err != nil {
+		t.err = d.refuse(t.err)
+		return true
 	}
-	began := time.Now()
-	err = d.relay(workload, r.Prompt, a.c.naps.begin(d.raw, a.c.joined))
-	a.ended(r, d, began, err)
-	return err
+	t.began = time.Now()
+	if t.err = d.accept(t.request.Prompt); t.err != nil {
+		return true
+	}
+	t.lot = a.c.naps.begin(d.raw, a.c.carrying)
+	t.start()
+	go t.resume(in)
+	return t.run(out)
+}
+
+// wayEnded cuts both sides if a direction has failed.
+func (t *task) wayEnded(i int, err error) {
+	if t.errs[i] = err; err != nil {
+		netx.Reset(t.far)
+		t.d.reset()
+	}
+}
+
+// ended goes on after a stream that has napped.
+func (t *task) ended() {
+	if t.conclude() {
+		t.a.serve(t.d)
+	} else {
+		t.a.part(t.d)
+	}
+}
+
+// conclude ends the task and reports whether its connection can have another.
+func (t *task) conclude() (again bool) {
+	a, d := t.a, t.d
+	if !t.began.IsZero() {
+		t.far.Close() // an error means that it was reset
+		t.err = errors.Join(t.err, t.errs[out], t.errs[in])
+		if a.c.Ended != nil {
+			a.c.Ended(Ended{*t.request, d.bytesIn.Load(), d.bytesOut.Load(), time.Since(t.began), t.err})
+		}
+	}
+	a.c.Metrics.streams.Dec()
+	if t.err != nil {
+		d.reset()
+		return false
+	}
+	return d.reuse()
 }
 
 // connect asks the role for the workload.
@@ -573,49 +632,15 @@ func (a *attachment) connect(ctx context.Context, r *Request) (net.Conn, error) 
 	return workload, err
 }
 
-// relay joins the stream with the workload, and closes that.
-func (d *dataConn) relay(workload net.Conn, prompt bool, lot *netx.Lot) error {
-	defer workload.Close()
-	accept, err := d.accept(prompt)
-	if err != nil {
-		return err
-	}
-	received := make(chan error, 1)
-	go d.receive(workload, lot, func(err error) { received <- d.orCut(workload, err) })
-	err = d.sendAccepted(workload, accept)
-	return d.ends(workload, err, received)
-}
-
-// ends waits for the end of the direction to the workload, after that from it.
-func (d *dataConn) ends(workload net.Conn, sent error, received <-chan error) error {
-	sent = d.orCut(workload, sent)
-	return errors.Join(sent, <-received)
-}
-
-// accept returns the frame that tells of the connection, to go out with the
-// first bytes; nil if it was sent at once.
-func (d *dataConn) accept(prompt bool) ([]byte, error) {
+// accept tells of the connection: at once, or with the first bytes.
+func (d *dataConn) accept(prompt bool) error {
 	f := make([]byte, headerLen)
 	putHeader(f, frameAccept, 0)
-	if !prompt {
-		return f, nil
+	if prompt {
+		return d.write(f)
 	}
-	return nil, d.write(f)
-}
-
-// orCut cuts both sides of a stream if a direction of it has failed with err.
-func (d *dataConn) orCut(workload net.Conn, err error) error {
-	if err != nil {
-		netx.Reset(workload)
-		d.reset()
-	}
-	return err
-}
-
-func (a *attachment) ended(r *Request, d *dataConn, began time.Time, err error) {
-	if a.c.Ended != nil {
-		a.c.Ended(Ended{*r, d.bytesIn.Load(), d.bytesOut.Load(), time.Since(began), err})
-	}
+	d.due = f
+	return nil
 }
 
 // refuse answers a request with err, and skips what the gateway has sent for

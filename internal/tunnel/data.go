@@ -67,7 +67,9 @@ type dataConn struct {
 
 	doubted bool // used by watch only: its session has ended
 
-	nap nap
+	due   []byte // our answer to a request, to go out with the first bytes
+	relay atomic.Pointer[relay]
+	left  func() // the node's: called when the connection has ended
 
 	restIn, restOut bool // no frames any more in this direction: it ends with the connection
 
@@ -443,33 +445,22 @@ func (d *dataConn) moveTo(dst syscall.RawConn) error {
 	}
 }
 
-// sendFrom sends prefix (whole frames), head and then all of src as the stream
-// until src ends, and then our end.
-func (d *dataConn) sendFrom(src net.Conn, prefix, head []byte) error {
-	if len(prefix)+len(head) > 0 {
-		if err := d.sendWith(prefix, head); err != nil {
-			return err
-		}
-	}
-	return d.sendAccepted(src, nil)
-}
-
-// sendAccepted sends all of src as the stream until src ends, and then our end.
-// accept, a frame header or nothing, goes out with the first bytes.
-func (d *dataConn) sendAccepted(src net.Conn, accept []byte) error {
+// sendFrom sends all of src as the stream until src ends, and then our end. It
+// may be called again after a wait in vain.
+func (d *dataConn) sendFrom(src net.Conn) error {
 	from := netx.NewSource(src)
 	var direct syscall.RawConn // where bytes may go as they are
 	if d.kind == Handoff {
 		direct = netx.Raw(d.raw)
 	}
 	for {
-		if d.kind == Handoff && d.bytesOut.Load() >= restAfter {
+		if d.restOut || d.kind == Handoff && d.bytesOut.Load() >= restAfter {
 			return d.sendRest(src)
 		}
 		if direct != nil {
 			p, ok, err := from.NextParcel(maxData)
 			if err == io.EOF {
-				return d.sendEnd(accept)
+				return d.sendEnd(d.owed())
 			}
 			if err != nil {
 				return err
@@ -477,29 +468,34 @@ func (d *dataConn) sendAccepted(src net.Conn, accept []byte) error {
 			if ok {
 				h := make([]byte, headerLen)
 				putHeader(h, frameData, p.N)
-				if err := p.Send(direct, append(accept, h...)); err != nil {
+				if err := p.Send(direct, append(d.owed(), h...)); err != nil {
 					d.torn = true
 					return err
 				}
-				accept = nil
 				d.bytesOut.Add(int64(p.N))
 				continue
 			}
 		}
 		b, err := from.Next()
 		if err == io.EOF {
-			return d.sendEnd(accept)
+			return d.sendEnd(d.owed())
 		}
 		if err != nil {
 			return err
 		}
-		err = d.sendBuffer(b, accept, from)
-		accept = nil
+		err = d.sendBuffer(b, d.owed(), from)
 		b.Return()
 		if err != nil {
 			return err
 		}
 	}
+}
+
+// owed takes what is due.
+func (d *dataConn) owed() []byte {
+	f := d.due
+	d.due = nil
+	return f
 }
 
 // restAfter is how many bytes a direction of a handoff stream carries in frames.
@@ -509,14 +505,16 @@ const restAfter = 4 << 20
 
 // sendRest sends what is left of src without frames, until src ends.
 func (d *dataConn) sendRest(src net.Conn) error {
-	// The end of the connection will be the stream's: our own death must not
-	// look like it.
-	netx.AbortUnlessEnded(d.raw, true)
-	d.restOut = true
-	var h [headerLen]byte
-	putHeader(h[:], frameRest, 0)
-	if err := d.write(h[:]); err != nil {
-		return err
+	if !d.restOut {
+		// The end of the connection will be the stream's: our own death must not
+		// look like it.
+		netx.AbortUnlessEnded(d.raw, true)
+		d.restOut = true
+		var h [headerLen]byte
+		putHeader(h[:], frameRest, 0)
+		if err := d.write(h[:]); err != nil {
+			return err
+		}
 	}
 	if err := netx.Copy(d.raw, src, nil, &d.bytesOut); err != nil {
 		return err
@@ -578,7 +576,9 @@ func (d *dataConn) sendEnd(prefix []byte) error {
 // reset closes the connection so that the peer sees that a stream was cut.
 func (d *dataConn) reset() {
 	netx.Reset(d.raw)
-	d.awaken()
+	if r := d.relay.Load(); r != nil {
+		r.awaken()
+	}
 }
 
 // reuse reports whether the connection may be used again, and prepares it for
@@ -608,7 +608,7 @@ func (d *dataConn) unread() bool {
 }
 
 func (d *dataConn) renew() {
-	d.ended, d.sent = false, false
+	d.ended, d.sent, d.due = false, false, nil
 	d.bytesIn.Store(0)
 	d.bytesOut.Store(0)
 }

@@ -141,7 +141,7 @@ func TestNothingCanBeDoneOnAClosedStream(t *testing.T) {
 				t.Errorf("SetReadDeadline: %v", err)
 			}
 			visitor, far := memPipe(t)
-			if _, _, err := s.Join(visitor, nil); !errors.Is(err, net.ErrClosed) {
+			if _, _, err := join(s, visitor, nil); !errors.Is(err, net.ErrClosed) {
 				t.Errorf("Join: %v", err)
 			}
 			far.Close()

@@ -564,8 +564,8 @@ func (s *Server) Close() {
 	s.naps.end()
 }
 
-// joined are the connections that carry a stream.
-func (s *Server) joined() []*dataConn {
+// carrying are the connections that carry a stream.
+func (s *Server) carrying() []*dataConn {
 	s.smu.Lock()
 	defer s.smu.Unlock()
 	return slices.Collect(maps.Keys(s.streams))

@@ -38,6 +38,7 @@ type Stream struct {
 
 	cmu    sync.Mutex
 	closed bool
+	joined bool // Join goes on
 
 	head []byte // Join's, while the stream may still be refused
 }
@@ -308,76 +309,110 @@ func (s *Stream) limit(set func(time.Time) error, t time.Time) error {
 
 // Join relays visitor and stream until both directions have ended, passing on
 // half-closes, and closes the stream. head was read from the visitor already
-// and goes first. in counts the bytes to the workload, out those to the
-// visitor. A refusal by the node leaves the visitor open for another answer;
-// after any other error the visitor has been reset.
-func (s *Stream) Join(visitor net.Conn, head []byte) (in, out int64, err error) {
+// and goes first. Join may return earlier; done is called once all is over, in
+// counts the bytes to the workload, out those to the visitor. A refusal by the
+// node leaves the visitor open for another answer; after any other error the
+// visitor has been reset. Who closes the visitor meanwhile must call Cut as well.
+func (s *Stream) Join(visitor net.Conn, head []byte, done func(in, out int64, err error)) {
 	s.cmu.Lock()
 	closed := s.closed
 	s.closed = true // Join owns the stream from here on
+	s.joined = !closed
 	s.cmu.Unlock()
 	if closed {
 		netx.Reset(visitor)
-		return 0, 0, net.ErrClosed
+		done(0, 0, net.ErrClosed)
+		return
 	}
 	s.head = head
+	j := &joint{s: s, done: done}
+	j.relay = relay{d: s.d, far: visitor, owner: j, lot: s.server.naps.begin(s.d.raw, s.server.carrying)}
+	j.asked.Store(true)
+	j.start()
+	go j.receive()
 
-	d := s.d
-	received := make(chan error, 1)
-	lot := s.server.naps.begin(d.raw, s.server.joined)
-	go func() {
-		if err := d.answer(); err != nil {
-			received <- s.received(visitor, err)
-			return
+	prefix, err := s.takeRequest()
+	if err == nil && len(prefix)+len(head) > 0 {
+		err = s.d.sendWith(prefix, head)
+	}
+	if err != nil && j.end(out, err) || err == nil && j.run(out) {
+		j.ended()
+	}
+}
+
+// joint is a joined stream.
+type joint struct {
+	relay
+	s    *Stream
+	done func(in, out int64, err error)
+	errs [2]error
+}
+
+// receive relays what comes for the visitor, after the answer.
+func (j *joint) receive() {
+	if err := j.d.answer(); err != nil {
+		if j.end(in, err) {
+			j.ended()
 		}
-		s.head = nil
-		d.receive(visitor, lot, func(err error) { received <- s.received(visitor, err) })
-	}()
+		return
+	}
+	j.s.head = nil
+	j.asked.Store(false)
+	j.resume(in)
+}
 
-	prefix, sendErr := s.takeRequest()
-	if sendErr == nil {
-		sendErr = d.sendFrom(visitor, prefix, head)
+// wayEnded ends the other direction as well if this one has failed.
+func (j *joint) wayEnded(i int, err error) {
+	j.errs[i] = err
+	switch {
+	case err == nil:
+	case i == out && errors.Is(err, os.ErrDeadlineExceeded): // woken, below
+	case i == in && j.d.ended && isRefusal(err):
+		j.far.SetReadDeadline(time.Unix(1, 0)) // wakes the sender
+	default:
+		netx.Reset(j.far)
+		j.d.reset()
+		if i == in {
+			j.d.ended = false
+		}
 	}
-	if sendErr != nil && !errors.Is(sendErr, os.ErrDeadlineExceeded) {
-		netx.Reset(visitor)
-		d.reset()
-	}
-	err = <-received
+}
+
+func (j *joint) ended() {
+	s, d := j.s, j.d
+	sent, err := j.errs[out], j.errs[in]
 	if e, ok := asError(err); ok && d.ended {
 		// Refused. The sender was interrupted, or has ended by itself.
-		if sendErr == nil || errors.Is(sendErr, os.ErrDeadlineExceeded) {
-			visitor.SetReadDeadline(time.Time{})
+		if sent == nil || errors.Is(sent, os.ErrDeadlineExceeded) {
+			j.far.SetReadDeadline(time.Time{})
 			if !d.sent && d.sendEnd(nil) != nil {
 				d.ended = false
 			}
 		}
 		err = e
-	} else if sendErr != nil && (err == nil || errors.Is(err, net.ErrClosed)) {
-		err = sendErr
+	} else if sent != nil && (err == nil || errors.Is(err, net.ErrClosed)) {
+		err = sent
 	}
-	in, out = d.bytesOut.Load(), d.bytesIn.Load()
+	toWorkload, toVisitor := s.Progress()
+	s.cmu.Lock()
+	s.joined = false // the connection may be another stream's
+	s.cmu.Unlock()
 	s.server.release(s.session, d)
-	return in, out, err
+	j.done(toWorkload, toVisitor, err)
+}
+
+// Cut ends a joined stream at once, with an error.
+func (s *Stream) Cut() {
+	s.cmu.Lock()
+	defer s.cmu.Unlock()
+	if s.joined {
+		s.d.reset()
+	}
 }
 
 // Refused returns, after Join, its head if the node has refused the stream, so
 // that the caller need not keep it for as long as a stream lasts.
 func (s *Stream) Refused() []byte { return s.head }
-
-// received ends Join's direction to the visitor, whose result is err.
-func (s *Stream) received(visitor net.Conn, err error) error {
-	d := s.d
-	switch {
-	case err == nil:
-	case d.ended && isRefusal(err):
-		visitor.SetReadDeadline(time.Unix(1, 0)) // wakes the sender
-	default:
-		netx.Reset(visitor)
-		d.reset()
-		d.ended = false
-	}
-	return err
-}
 
 func isRefusal(err error) bool { _, ok := asError(err); return ok }
 

@@ -227,7 +227,7 @@ func TestRefusalReachesTheCallerAndTheConnectionLivesOn(t *testing.T) {
 				used[s.d] = true
 				visitor, far := memPipe(t)
 				go far.Write([]byte("more"))
-				_, _, err := s.Join(visitor, []byte("hello"))
+				_, _, err := join(s, visitor, []byte("hello"))
 				if webgw.KindOf(err) != webgw.Forbidden {
 					t.Fatalf("Join: %v, want forbidden", err)
 				}
@@ -281,7 +281,7 @@ func TestJoinPassesHalfClosesAndCounts(t *testing.T) {
 				}
 				got <- len(b)
 			}()
-			in, out, err := p.open(k, key(2)).Join(visitor, []byte("head"))
+			in, out, err := join(p.open(k, key(2)), visitor, []byte("head"))
 			visitor.Close()
 			if n := <-got; err != nil || in != 300004 || out != 300004 || n != 300004 {
 				t.Errorf("in %d out %d read %d, %v", in, out, n, err)
@@ -310,7 +310,7 @@ func TestTheRestOfALongStreamHasNoFrames(t *testing.T) {
 				read <- n
 			}()
 			s := p.open(Handoff, key(2))
-			in, out, err := s.Join(visitor, nil)
+			in, out, err := join(s, visitor, nil)
 			visitor.Close()
 			if n := <-read; err != nil || in != size || out != size || n != size {
 				t.Errorf("in %d out %d read %d, %v", in, out, n, err)
@@ -338,7 +338,7 @@ func TestDeathInTheRestOfALongStreamIsACut(t *testing.T) {
 	defer far.Close()
 	joined := make(chan error, 1)
 	go func() {
-		_, _, err := p.open(Handoff, key(2)).Join(visitor, []byte("x"))
+		_, _, err := join(p.open(Handoff, key(2)), visitor, []byte("x"))
 		joined <- err
 	}()
 	go workload.Write(make([]byte, 2*restAfter))
@@ -403,7 +403,7 @@ func TestResetOfTheVisitorResetsTheWorkload(t *testing.T) {
 			synctest.Wait()
 			netx.Reset(far)
 		}()
-		if _, _, err := p.open(Handoff, key(2)).Join(visitor, nil); err == nil {
+		if _, _, err := join(p.open(Handoff, key(2)), visitor, nil); err == nil {
 			t.Error("Join of a reset visitor reports success")
 		}
 		if err := <-seen; err == nil {
@@ -675,7 +675,7 @@ func TestBytesArriveWholeOverLoopback(t *testing.T) {
 			n++
 			k := Kind(1 + n%2)
 			go func() {
-				if _, _, err := p.open(k, key(2)).Join(c, nil); err != nil {
+				if _, _, err := join(p.open(k, key(2)), c, nil); err != nil {
 					t.Errorf("join: %v", err)
 				}
 				c.Close()
@@ -754,4 +754,15 @@ func TestStalledStreamStallsNothingElse(t *testing.T) {
 		s.Close()
 		stalled.Close()
 	})
+}
+
+// join waits until Join is over.
+func join(s *Stream, visitor net.Conn, head []byte) (in, out int64, err error) {
+	over := make(chan struct{})
+	s.Join(visitor, head, func(i, o int64, e error) {
+		in, out, err = i, o, e
+		close(over)
+	})
+	<-over
+	return in, out, err
 }

@@ -78,7 +78,7 @@ func TestTheKernelTellsOfADeadPath(t *testing.T) {
 		for range 3 {
 			visitor, far := tcpPipe(t)
 			wg.Go(func() {
-				if _, _, err := p.open(k, key(2)).Join(visitor, []byte("x")); err == nil {
+				if _, _, err := join(p.open(k, key(2)), visitor, []byte("x")); err == nil {
 					t.Error("Join saw an orderly end")
 				}
 				visitor.Close()

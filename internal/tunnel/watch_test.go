@@ -31,7 +31,7 @@ func TestStreamsOnADeadPathAreCutWithinSeconds(t *testing.T) {
 					s := p.open(k, key(2))
 					var wg sync.WaitGroup
 					wg.Go(func() {
-						if _, _, err := s.Join(visitor, []byte("x")); err == nil {
+						if _, _, err := join(s, visitor, []byte("x")); err == nil {
 							t.Error("Join saw an orderly end")
 						}
 						visitor.Close()
@@ -82,7 +82,7 @@ func TestStreamsOutliveTheirSession(t *testing.T) {
 			slow := p.open(k, key(2))
 			joined := make(chan error, 1)
 			go func() {
-				_, _, err := slow.Join(visitor, nil)
+				_, _, err := join(slow, visitor, nil)
 				joined <- err
 			}()
 			sent := make(chan error, 1)

@@ -20,14 +20,16 @@ type napping struct {
 	p        *pair
 	client   *Client
 	stop     func()
+	stream   *Stream
 	visitor  net.Conn
 	workload net.Conn
+	ways     int // that have not ended
 	joined   chan error
 }
 
 func newNapping(t *testing.T, kind Kind) *napping {
 	p := newPair(t, netx.Host{}, "127.0.0.1:0")
-	n := &napping{t: t, p: p, joined: make(chan error, 1)}
+	n := &napping{t: t, p: p, ways: 2, joined: make(chan error, 1)}
 	workloads := make(chan net.Conn, 1)
 	n.client, n.stop = p.node(netx.Host{}, key(2), func(context.Context, webgw.ID, Request) (net.Conn, error) {
 		near, far := tcpPipe(t)
@@ -36,9 +38,9 @@ func newNapping(t *testing.T, kind Kind) *napping {
 	})
 	p.waitUp()
 	near, far := tcpPipe(t)
-	n.visitor = far
+	n.visitor, n.stream = far, p.open(kind, key(2))
 	go func() {
-		_, _, err := p.open(kind, key(2)).Join(near, []byte("x"))
+		_, _, err := join(n.stream, near, []byte("x"))
 		near.Close()
 		n.joined <- err
 	}()
@@ -60,22 +62,29 @@ func (n *napping) carry(from, to net.Conn, send, want []byte) {
 	}
 }
 
-// sleep sends the direction to the peer of each end to sleep.
+// sleep sends both directions of each end to sleep.
 func (n *napping) sleep() {
 	n.t.Helper()
 	asleep := func(all []*dataConn) int {
 		count := 0
 		for _, d := range all {
-			d.nap.mu.Lock()
-			if d.nap.waiting != nil && !d.nap.on {
-				count++
+			r := d.relay.Load()
+			if r == nil {
+				continue
 			}
-			d.nap.mu.Unlock()
+			for i := range r.ways {
+				w := &r.ways[i]
+				w.mu.Lock()
+				if w.waiting != nil && !w.on {
+					count++
+				}
+				w.mu.Unlock()
+			}
 		}
 		return count
 	}
-	for start := time.Now(); asleep(n.p.server.joined()) != 1 || asleep(n.client.joined()) != 1; runtime.Gosched() {
-		for _, d := range append(n.p.server.joined(), n.client.joined()...) {
+	for start := time.Now(); asleep(n.p.server.carrying()) != n.ways || asleep(n.client.carrying()) != n.ways; runtime.Gosched() {
+		for _, d := range append(n.p.server.carrying(), n.client.carrying()...) {
 			d.drowse()
 		}
 		if time.Since(start) > 20*time.Second {
@@ -103,7 +112,10 @@ func TestQuietStreamsNap(t *testing.T) {
 			if b, err := io.ReadAll(n.workload); err != nil || len(b) > 0 {
 				t.Fatalf("the workload saw %q, %v instead of the end", b, err)
 			}
+			n.ways = 1
+			n.sleep()
 			n.carry(n.workload, n.visitor, []byte("the last"), []byte("the last"))
+			n.sleep()
 			n.workload.Close()
 			if b, err := io.ReadAll(n.visitor); err != nil || len(b) > 0 {
 				t.Fatalf("the visitor saw %q, %v instead of the end", b, err)
@@ -124,6 +136,7 @@ func TestNapsEnd(t *testing.T) {
 			"workload reset": func(n *napping) { netx.Reset(n.workload) },
 			"gateway closed": func(n *napping) { n.p.server.Close() },
 			"node stopped":   func(n *napping) { n.stop() },
+			"cut":            func(n *napping) { n.stream.Cut() },
 		} {
 			t.Run(kind.String()+"/"+name, func(t *testing.T) {
 				n := newNapping(t, kind)
