@@ -31,6 +31,7 @@ type Policy struct {
 	AllowCountries []string       `json:"allowCountries,omitempty"` // codes of ISO 3166-1; with allow: either lets in
 	DenyCountries  []string       `json:"denyCountries,omitempty"`
 	Concurrent     int            `json:"concurrent,omitempty"` // streams, or HTTP requests, at once; 0: no limit
+	Bandwidth      *Bandwidth     `json:"bandwidth,omitempty"`
 	Timeouts       *Timeouts      `json:"timeouts,omitempty"`
 	ConnectionRate *RateLimit     `json:"connectionRate,omitempty"` // of new connections
 
@@ -164,6 +165,9 @@ func (p *Policy) validate(protocol ExposureProtocol) error {
 	}
 	if p.Concurrent < 0 || p.Concurrent > maxRate {
 		return invalid("concurrent", "must be from 1 to %d", maxRate)
+	}
+	if err := in("bandwidth", p.Bandwidth.validate()); err != nil {
+		return err
 	}
 	if err := in("timeouts", p.Timeouts.validate(protocol)); err != nil {
 		return err

@@ -95,3 +95,53 @@ func (t *Timeouts) validate(protocol ExposureProtocol) error {
 	}
 	return nil
 }
+
+// Bandwidth bounds how fast bytes pass. What comes faster waits; datagrams are
+// dropped.
+type Bandwidth struct {
+	Connection *Throughput `json:"connection,omitempty"` // of one connection or flow of a visitor
+	Total      *Throughput `json:"total,omitempty"`      // of all together
+}
+
+// Throughput is how many bytes of payload may pass in a second; of HTTP, those
+// of bodies and of what is upgraded.
+type Throughput struct {
+	In  int64 `json:"in,omitempty"`  // to the workload; 0: no limit
+	Out int64 `json:"out,omitempty"` // to visitors; 0: no limit
+}
+
+const (
+	minThroughput = 1_000
+	maxThroughput = 1 << 40
+)
+
+func (b *Bandwidth) validate() error {
+	if b == nil {
+		return nil
+	}
+	if b.Connection == nil && b.Total == nil {
+		return invalid("", "must hold connection, total or both")
+	}
+	if err := in("connection", b.Connection.validate()); err != nil {
+		return err
+	}
+	return in("total", b.Total.validate())
+}
+
+func (t *Throughput) validate() error {
+	if t == nil {
+		return nil
+	}
+	if t.In == 0 && t.Out == 0 {
+		return invalid("", "must hold in, out or both")
+	}
+	for _, f := range [...]struct {
+		name string
+		n    int64
+	}{{"in", t.In}, {"out", t.Out}} {
+		if f.n != 0 && (f.n < minThroughput || f.n > maxThroughput) {
+			return invalid(f.name, "must be from %d to 2^40 bytes a second", minThroughput)
+		}
+	}
+	return nil
+}

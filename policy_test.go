@@ -149,6 +149,25 @@ func TestRates(t *testing.T) {
 	}
 }
 
+func TestBandwidths(t *testing.T) {
+	for _, tt := range []struct {
+		b     Bandwidth
+		field string
+	}{
+		{Bandwidth{Total: &Throughput{In: 1_000, Out: 1 << 40}}, ""},
+		{Bandwidth{}, "bandwidth"},
+		{Bandwidth{Connection: &Throughput{}}, "bandwidth.connection"},
+		{Bandwidth{Connection: &Throughput{In: 999}}, "bandwidth.connection.in"},
+		{Bandwidth{Connection: &Throughput{In: 1_000}, Total: &Throughput{Out: 1<<40 + 1}}, "bandwidth.total.out"},
+		{Bandwidth{Total: &Throughput{Out: -1_000}}, "bandwidth.total.out"},
+	} {
+		p := Policy{Bandwidth: &tt.b}
+		for _, protocol := range []ExposureProtocol{HTTP, TCP, TLS, UDP} {
+			wantField(t, string(protocol), p.validate(protocol), tt.field)
+		}
+	}
+}
+
 func TestConnect(t *testing.T) {
 	target := Target{Node: ID{3}, Address: "localhost:22"}
 	for _, tt := range []struct {

@@ -22,6 +22,7 @@ policy:
   allowCountries: [BE, EG]
   denyCountries: [XX]
   concurrent: 50
+  bandwidth: {connection: {in: 500000, out: 1000000}, total: {in: 5000000, out: 10000000}}
   timeouts: {request: 90s, idle: 5m, connection: 2h}
   connectionRate: {total: {rate: 100/s}}
   requestRate:

@@ -25,6 +25,8 @@ type limitFlags struct {
 	DenyCountries  []string `name:"deny-country" help:"Country of visitors who may not." placeholder:"CODE"`
 	Idle           string   `help:"How long nothing may pass on a stream or flow, such as 10m." placeholder:"TIME"`
 	Concurrent     int      `help:"Streams, or HTTP requests, at once." placeholder:"N"`
+	Bandwidth      string   `help:"Bytes a second, each way, of all visitors together, such as 500K or 10M." placeholder:"SIZE"`
+	OneBandwidth   string   `name:"connection-bandwidth" help:"Bytes a second, each way, of one connection." placeholder:"SIZE"`
 	ConnectionRate string   `name:"connection-rate" help:"New connections of one visitor, such as 10/s or 100/m." placeholder:"RATE"`
 }
 
@@ -40,10 +42,33 @@ func (f *limitFlags) shape(e *webgw.Exposure) (err error) {
 	if f.Idle != "" {
 		p.Timeouts = &webgw.Timeouts{Idle: f.Idle}
 	}
-	if len(p.Allow)+len(p.Deny)+len(p.AllowCountries)+len(p.DenyCountries)+p.Concurrent != 0 || p.ConnectionRate != nil || p.Timeouts != nil {
+	if p.Bandwidth, err = bandwidth(f.OneBandwidth, f.Bandwidth); err != nil {
+		return err
+	}
+	if len(p.Allow)+len(p.Deny)+len(p.AllowCountries)+len(p.DenyCountries)+p.Concurrent != 0 || p.ConnectionRate != nil || p.Timeouts != nil || p.Bandwidth != nil {
 		e.Policy = &p
 	}
 	return nil
+}
+
+func bandwidth(connection, total string) (*webgw.Bandwidth, error) {
+	var b webgw.Bandwidth
+	for _, f := range [...]struct {
+		name, size string
+		to         **webgw.Throughput
+	}{{"connection-bandwidth", connection, &b.Connection}, {"bandwidth", total, &b.Total}} {
+		n, err := parseSize(f.name, f.size)
+		if err != nil {
+			return nil, err
+		}
+		if n > 0 {
+			*f.to = &webgw.Throughput{In: n, Out: n}
+		}
+	}
+	if b == (webgw.Bandwidth{}) {
+		return nil, nil
+	}
+	return &b, nil
 }
 
 func rateOf(s string) *webgw.RateLimit {
@@ -132,7 +157,7 @@ func (f *httpFlags) shape(e *webgw.Exposure) (err error) {
 	}
 	if was := e.Policy; was != nil {
 		p.Allow, p.Deny, p.AllowCountries, p.DenyCountries = was.Allow, was.Deny, was.AllowCountries, was.DenyCountries
-		p.Concurrent, p.ConnectionRate, p.Timeouts = was.Concurrent, was.ConnectionRate, was.Timeouts
+		p.Concurrent, p.ConnectionRate, p.Timeouts, p.Bandwidth = was.Concurrent, was.ConnectionRate, was.Timeouts, was.Bandwidth
 	}
 	e.Policy = &p
 	return nil

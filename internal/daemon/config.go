@@ -68,6 +68,9 @@ type GatewayConfig struct {
 	Countries      string         `yaml:"countries" help:"Country database in MaxMind's format (.mmdb), read again when changed; empty is none." placeholder:"FILE"`
 	MaxPerExposure int            `name:"max-per-exposure" yaml:"max-per-exposure" help:"Of them, of one exposure; 0 is max-per-owner."`
 
+	OwnerBandwidth    int64 `name:"owner-bandwidth" yaml:"owner-bandwidth" help:"Bytes a second, each way, of one owner's exposures together; 0 is no limit."`
+	ExposureBandwidth int64 `name:"exposure-bandwidth" yaml:"exposure-bandwidth" help:"Bytes a second, each way, of one exposure; 0 is no limit."`
+
 	// Embedded configures the registry that is embedded when Registry is
 	// empty: its Admit, Quota and etcd; its other fields are not used.
 	Embedded RegistryConfig `kong:"-" yaml:"-"`
@@ -96,6 +99,8 @@ const (
 	DefaultTLSAddr        = ":443"
 	DefaultPorts          = webgw.PortSet("20000-20999")
 	off                   = "off"
+
+	minBandwidth = 1_000 // bytes a second
 )
 
 func invalid(field, format string, args ...any) error {
@@ -293,6 +298,14 @@ func (c GatewayConfig) Validate() error {
 	}
 	if c.MaxPerExposure < 0 {
 		return invalid("max-per-exposure", "must not be negative")
+	}
+	for _, f := range [...]struct {
+		name string
+		n    int64
+	}{{"owner-bandwidth", c.OwnerBandwidth}, {"exposure-bandwidth", c.ExposureBandwidth}} {
+		if f.n != 0 && f.n < minBandwidth {
+			return invalid(f.name, "must be 0, or at least %d bytes a second", minBandwidth)
+		}
 	}
 	if err := checkPrefixes("allow-direct", c.AllowDirect); err != nil {
 		return err

@@ -64,6 +64,8 @@ func TestValidateNamesTheField(t *testing.T) {
 		{GatewayConfig{Common: common, MaxConns: -1}, "max-conns"},
 		{GatewayConfig{Common: common, MaxPerOwner: -1}, "max-per-owner"},
 		{GatewayConfig{Common: common, MaxPerExposure: -1}, "max-per-exposure"},
+		{GatewayConfig{Common: common, OwnerBandwidth: -1}, "owner-bandwidth"},
+		{GatewayConfig{Common: common, ExposureBandwidth: 999}, "exposure-bandwidth"},
 		{GatewayConfig{Common: common, DefaultHost: "parking.example"}, ""},
 		{GatewayConfig{Common: common, DefaultHost: "https://parking.example"}, "default-host"},
 		{GatewayConfig{Common: common, DefaultURL: "https://parking.example/a?b"}, ""},

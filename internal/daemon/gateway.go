@@ -85,7 +85,8 @@ func runGateway(ctx context.Context, c GatewayConfig, env Env) error {
 	gw := &gateway.Gateway{
 		Key: env.Key, Ports: record.Ports, Addresses: record.Addresses, AllowDirect: c.AllowDirect, Handlers: handlers, Net: env.Net,
 		Ingress: &ingress.Server{Name: name, HTTPAddr: httpAddr, TLSAddr: tlsAddr, QUIC: !c.NoQUIC, BindHost: c.Bind, Certificates: certificates, Countries: countries,
-			TrustedProxies: c.TrustedProxies, PublicTLSPort: record.TLSPort, DefaultHost: c.DefaultHost, DefaultRedirect: c.DefaultURL, Limits: ingress.Limits{Connections: c.MaxConns, PerOwner: c.MaxPerOwner, PerExposure: c.MaxPerExposure}},
+			TrustedProxies: c.TrustedProxies, PublicTLSPort: record.TLSPort, DefaultHost: c.DefaultHost, DefaultRedirect: c.DefaultURL, Limits: ingress.Limits{Connections: c.MaxConns, PerOwner: c.MaxPerOwner, PerExposure: c.MaxPerExposure,
+				OwnerBandwidth: c.OwnerBandwidth, ExposureBandwidth: c.ExposureBandwidth}},
 		Feed: env.feed(reg, client.ScopeGateway), Report: reg.ReportStatus, Snapshot: filepath.Join(c.StateDir, "gateway.snapshot"),
 		Release: env.Release, Drain: env.Drain, Metrics: env.Metrics, Log: env.Log,
 		Declare: func(ctx context.Context, issued, expires time.Time) error {

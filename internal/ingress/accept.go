@@ -44,13 +44,17 @@ type visit struct {
 	held    *Route // it counts against; set before it is served
 	arrived atomic.Bool
 	gone    atomic.Bool
-	joint   atomic.Pointer[Stream] // that it is joined with
-	passes  *passage               // counts against its route
+	joint   atomic.Pointer[Stream]    // that it is joined with
+	paced   atomic.Pointer[pacedConn] // raw, if limits on bandwidth bound it
+	passes  *passage                  // counts against its route
 }
 
 // cut ends the connection at once, whatever it is doing.
 func (v *visit) cut() {
 	netx.Reset(v.raw)
+	if c := v.paced.Load(); c != nil {
+		c.Close() // wakes who waits; an error means that it is closed
+	}
 	if s := v.joint.Load(); s != nil {
 		(*s).Cut()
 	}

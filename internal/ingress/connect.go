@@ -66,5 +66,5 @@ func (x *exchange) connect() {
 		return
 	}
 	defer x.watchTime()()
-	_, _, x.err = netx.Join(visitor, stream, early)
+	_, _, x.err = netx.Join(x.paceUpgraded(visitor), stream, early)
 }

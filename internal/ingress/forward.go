@@ -183,6 +183,7 @@ func (s *Server) forward(v *visit, r *Route, head []byte, host string, above uin
 	p := &passage{visit: v, route: r, head: head, turn: r.turn(), late: time.Now().Add(3 * s.limits.Open),
 		from: Origin{Visitor: v.visitor, Local: v.local, Host: host, Protocol: r.Exposure.Protocol, Above: above},
 		done: Access{Access: webgw.Access{Time: v.since, Exposure: r.Key, Visitor: v.visitor.Addr(), Host: host, Proto: string(r.Exposure.Protocol)}}}
+	p.pace()
 	v.passes = p
 	s.metrics.streams.WithLabelValues(p.done.Proto).Inc()
 	// In a goroutine of its own, whose stack has not grown by understanding the
@@ -229,7 +230,7 @@ func (p *passage) join() {
 	}
 	stream := p.stream
 	p.joint.Store(&stream)
-	stream.Join(p.raw, head, p.joined)
+	stream.Join(p.visible(), head, p.joined)
 }
 
 // keeper is a stream that has kept the head it was joined with if it was refused.
@@ -274,7 +275,7 @@ func (p *passage) judge() (result string) {
 // again reports whether the next target may have the visitor: nothing but the
 // head has been taken from them, and they are still there.
 func (p *passage) again() bool {
-	return p.done.BytesIn <= int64(len(p.head)) && p.raw.SetReadDeadline(time.Time{}) == nil
+	return p.done.BytesIn <= int64(len(p.head)) && p.visible().SetReadDeadline(time.Time{}) == nil
 }
 
 // end closes the visitor's connection and tells how it went.
@@ -282,9 +283,9 @@ func (p *passage) end(result string) {
 	defer p.leave()
 	s := p.server
 	if result == resultUnreached {
-		netx.Reset(p.raw)
+		netx.Reset(p.visible())
 		s.log.Info("no target could be reached", "exposure", p.route.Key.String(), "visitor", p.visitor, "err", p.done.Err)
-	} else if err := p.raw.Close(); err != nil {
+	} else if err := p.visible().Close(); err != nil {
 		s.log.Debug("closing a visitor", "visitor", p.visitor, "err", err)
 	}
 	s.metrics.result(p.done.Proto, result)

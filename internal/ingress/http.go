@@ -189,6 +189,9 @@ type visitConn struct {
 	name  string // the server name, normalized
 	proof *proof // of a client certificate, if one was asked for
 	met   *guard // whose limit on connections it was counted against, without TLS
+
+	mu        sync.Mutex
+	bandwidth map[*guard]valves
 }
 
 func (c *visitConn) Read(p []byte) (int, error) {
@@ -285,6 +288,9 @@ type exchange struct {
 	body    bool
 	untimed func()       // ends the limit on the request's time; nil: none
 	packed  *compression // nil: the answer's body goes as it is
+	inward  *throttle    // limits on bandwidth; nil: none
+	outward *throttle
+	unpace  func() // ends the wait of who reads the request's body; nil: nobody waits
 
 	target   *target    // that answered
 	empty    bool       // the answer over HTTP/2 has no body
@@ -326,7 +332,11 @@ func (x *exchange) Write(p []byte) (int, error) {
 
 // write sends a part of the answer's body.
 func (x *exchange) write(p []byte) (int, error) {
-	n, err := x.ResponseWriter.Write(p)
+	write := x.ResponseWriter.Write
+	if x.outward != nil {
+		write = x.writePaced
+	}
+	n, err := write(p)
 	x.written += int64(n)
 	return n, err
 }
@@ -416,6 +426,7 @@ func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 	defer x.route.release()
 	defer x.limitTime()()
+	x.pace()
 	if x.isConnect() {
 		x.connect()
 		return

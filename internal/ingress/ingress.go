@@ -155,6 +155,9 @@ type Limits struct {
 	PerOwner    int // streams, flows and requests at once per owner, and connections whose TLS ends here; 10,000, or half of Connections if that is more
 	PerExposure int // of them, per exposure; PerOwner
 
+	OwnerBandwidth    int64 // bytes a second of one owner's exposures, in each direction; no limit
+	ExposureBandwidth int64 // of one exposure; no limit
+
 	Flows           int           // of datagrams, at once; 50,000
 	FlowsPerAddress int           // of them, per IPv4 address or IPv6 /64; 1,000
 	FlowIdle        time.Duration // without a datagram; 60 s, a quarter of it until the visitor has sent again after an answer

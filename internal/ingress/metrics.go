@@ -30,8 +30,12 @@ type metrics struct {
 	requests         *prometheus.CounterVec
 	took             *prometheus.HistogramVec
 
-	http httpMetrics
+	paced [2]pacedMetrics // in and out
+	http  httpMetrics
 }
+
+// pacedMetrics tell what limits on bandwidth do in one direction.
+type pacedMetrics struct{ waited, dropped prometheus.Counter }
 
 // httpMetrics are the children that every request needs, looked up once.
 type httpMetrics struct {
@@ -88,8 +92,13 @@ func newMetrics(r prometheus.Registerer, s *Server) *metrics {
 		took:             histogram("request_seconds", "How long HTTP requests took.", 1e-4, "version"),
 	}
 	m.http = m.childrenOfHTTP()
+	waited := counter("bandwidth_wait_seconds_total", "Time that bytes have waited for limits on bandwidth, of all streams and requests together.", "direction")
+	dropped := counter("bandwidth_dropped_total", "Datagrams dropped by limits on bandwidth.", "direction")
+	for i, direction := range [...]string{"in", "out"} {
+		m.paced[i] = pacedMetrics{waited.WithLabelValues(direction), dropped.WithLabelValues(direction)}
+	}
 	if r != nil {
-		r.MustRegister(m.accepted, m.acceptErrors, m.refusals, m.panics, m.datagramsDropped, m.streams, m.results, m.bytes, m.open, m.openErrors, m.join, m.requests, m.took,
+		r.MustRegister(m.accepted, m.acceptErrors, m.refusals, m.panics, m.datagramsDropped, m.streams, m.results, m.bytes, m.open, m.openErrors, m.join, m.requests, m.took, waited, dropped,
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "webgw_ingress_connections", Help: "Open connections of visitors."},
 				func() float64 { return float64(s.doors.total.Load()) }))
 	}

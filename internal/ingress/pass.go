@@ -458,6 +458,9 @@ func (x *exchange) drop(c *workloadConn) {
 	select {
 	case <-x.sent:
 	default:
+		if x.unpace != nil {
+			x.unpace()
+		}
 		http.NewResponseController(x.ResponseWriter).SetReadDeadline(time.Unix(1, 0)) // an error means that the connection is closed, which wakes as well
 		<-x.sent
 	}
@@ -498,7 +501,7 @@ func (x *exchange) switchProtocols(c *workloadConn, res *http.Response) error {
 		return err
 	}
 	defer x.watchTime()()
-	_, _, x.err = netx.Join(visitor, c.CloseWriter, early)
+	_, _, x.err = netx.Join(x.paceUpgraded(visitor), c.CloseWriter, early)
 	return nil
 }
 

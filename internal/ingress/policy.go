@@ -37,6 +37,7 @@ type guard struct {
 	countries   *Countries // nil: they can't be told
 	connections *meter     // nil: no limit
 	requests    *meter
+	bandwidth   valves         // of all together
 	auth        *authenticator // nil: nobody must identify themselves
 	tls         *clientTLS     // nil: no certificate is asked for
 }
@@ -64,6 +65,9 @@ func (g *guard) ready(s *Server) *guard {
 		g.allow, g.deny = newRanges(p.Allow), newRanges(p.Deny)
 		g.countries = s.Countries
 		g.connections, g.requests = newMeter(p.ConnectionRate), newMeter(p.RequestRate)
+		if p.Bandwidth != nil {
+			g.bandwidth = newValves(p.Bandwidth.Total)
+		}
 		var err error
 		if g.auth, err = newAuthenticator(p); err != nil {
 			s.log.Error("policy can't be applied; nobody gets in", "err", err)

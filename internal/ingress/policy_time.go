@@ -129,7 +129,7 @@ func (x *exchange) watchTime() (stop func()) {
 		x.untimed() // it is no request any more
 	}
 	c, v := x.hijacked, x.conn.c.v
-	return x.web.s.watchTime(x.route, func() int64 { return c.in.Load() + c.out.Load() }, func() { netx.Reset(v.raw) })
+	return x.web.s.watchTime(x.route, func() int64 { return c.in.Load() + c.out.Load() }, v.cut)
 }
 
 // outlived reports whether the flow has had its time.

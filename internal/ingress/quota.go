@@ -7,6 +7,8 @@ import "sync/atomic"
 type tally struct {
 	active atomic.Int64 // streams, flows and requests
 	conns  atomic.Int64 // connections whose TLS ends here, idle ones too
+
+	bandwidth atomic.Pointer[valves] // nil: made when it is first needed
 }
 
 // admit counts a stream, flow or request of the route in, or says which limit

@@ -62,6 +62,8 @@ type visitFlow struct {
 	only      *target // nil: any of the route's
 	above     uint16  // how far the port lies above the exposure's first
 	since     time.Time
+	inward    *throttle // limits on bandwidth; nil: none
+	outward   *throttle
 	last      atomic.Int64 // when a datagram passed, Unix nanoseconds
 	in, out   atomic.Int64 // bytes to and from the workload
 	replied   atomic.Bool  // the workload has answered
@@ -203,6 +205,9 @@ func (p *udpPort) take(b []byte, visitor netip.AddrPort, local netip.Addr) {
 // take passes one datagram of the visitor on.
 func (f *visitFlow) take(b []byte, now time.Time) {
 	f.last.Store(now.UnixNano())
+	if f.inward.drops(len(b)) {
+		return
+	}
 	f.in.Add(int64(len(b)))
 	if !f.confirmed.Load() && f.replied.Load() {
 		f.confirmed.Store(true)
@@ -268,6 +273,7 @@ func (p *flowPort) admit(f *visitFlow) *visitFlow {
 		s.metrics.refused(reason)
 		return nil
 	}
+	f.inward, f.outward = s.throttles(r, r.guard.own())
 	s.metrics.streams.WithLabelValues(p.carries).Inc()
 	return f
 }
@@ -327,6 +333,9 @@ func (f *visitFlow) reply(t *target, p []byte) {
 		t.worked()
 	}
 	f.books.heard(f, t, p)
+	if f.outward.drops(len(p)) {
+		return
+	}
 	if err := f.p.packets.Send(p, f.key.visitor, f.key.local); err != nil {
 		f.p.s.metrics.datagramsDropped.Inc()
 		return

@@ -8,6 +8,7 @@ import (
 
 	"webgw.dev/webgw"
 	"webgw.dev/webgw/internal/daemon"
+	"webgw.dev/webgw/internal/netx"
 )
 
 func TestAnswersAreCompressed(t *testing.T) {
@@ -100,3 +101,53 @@ func TestStreamsHaveTheirTime(t *testing.T) {
 		}
 	})
 }
+
+// Streams through a node's session keep to the owner's limit in one direction
+// and to the farmer's in the other.
+func TestStreamsKeepToTheirBandwidth(t *testing.T) {
+	Test(t, func(t *testing.T, w *World) {
+		came := make(chan int64, 1)
+		w.Node("home1", BehindNAT).Workload("127.0.0.1:7", func(c net.Conn) {
+			n, _ := io.Copy(io.Discard, c) // until the visitor's end
+			came <- n
+			io.CopyN(c, zeros{}, 1_000_000)
+		})
+		w.Gateway("gent", func(_ *Daemon, c *daemon.GatewayConfig) { c.OwnerBandwidth = 500_000 })
+		if err := w.applyWith("tcp 20001 -> home1:7 via gent", func(e *webgw.Exposure) {
+			e.Policy = &webgw.Policy{Bandwidth: &webgw.Bandwidth{Total: &webgw.Throughput{Out: 250_000}}}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		c, err := w.Dial("gent", 20001)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		within := func(what string, start time.Time, want time.Duration) {
+			t.Helper()
+			if took := time.Since(start); took < want*9/10 || took > want*11/10 {
+				t.Error(what, took)
+			}
+		}
+		start := time.Now()
+		if _, err := io.CopyN(c, zeros{}, 1_000_000); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.(netx.CloseWriter).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if n := <-came; n != 1_000_000 {
+			t.Error(n, "bytes came")
+		}
+		within("in", start, 2*time.Second)
+		start = time.Now()
+		if n, err := io.Copy(io.Discard, c); n != 1_000_000 || err != nil {
+			t.Error(n, err)
+		}
+		within("out", start, 4*time.Second)
+	})
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
