@@ -38,8 +38,9 @@ type Policy struct {
 	// The rest belongs to protocol http.
 
 	RequestRate *RateLimit `json:"requestRate,omitempty"`
-	MaxBody     int64      `json:"maxBody,omitempty"`   // bytes of a request's body; 0: no limit
-	HTTPSOnly   bool       `json:"httpsOnly,omitempty"` // plain HTTP is redirected; so it is whenever visitors must identify themselves
+	MaxBody     int64      `json:"maxBody,omitempty"`     // bytes of a request's body; 0: no limit
+	MaxResponse int64      `json:"maxResponse,omitempty"` // bytes of an answer's body, as the workload sends it; 0: no limit
+	HTTPSOnly   bool       `json:"httpsOnly,omitempty"`   // plain HTTP is redirected; so it is whenever visitors must identify themselves
 	HSTS        *HSTS      `json:"hsts,omitempty"`
 	BasicAuth   *BasicAuth `json:"basicAuth,omitempty"`
 	JWT         *JWT       `json:"jwt,omitempty"`      // with basicAuth: either lets in
@@ -178,7 +179,7 @@ func (p *Policy) validate(protocol ExposureProtocol) error {
 	for _, f := range []struct {
 		name string
 		set  bool
-	}{{"requestRate", p.RequestRate != nil}, {"maxBody", p.MaxBody != 0}, {"httpsOnly", p.HTTPSOnly}, {"hsts", p.HSTS != nil},
+	}{{"requestRate", p.RequestRate != nil}, {"maxBody", p.MaxBody != 0}, {"maxResponse", p.MaxResponse != 0}, {"httpsOnly", p.HTTPSOnly}, {"hsts", p.HSTS != nil},
 		{"compress", p.Compress != nil}, {"basicAuth", p.BasicAuth != nil}, {"jwt", p.JWT != nil}, {"clientCA", p.ClientCA != ""}} {
 		if f.set && protocol != HTTP {
 			return invalid(f.name, "belongs to protocol http only; the gateway does not look into %s", protocol)
@@ -189,6 +190,9 @@ func (p *Policy) validate(protocol ExposureProtocol) error {
 	}
 	if p.MaxBody < 0 || p.MaxBody > maxBody {
 		return invalid("maxBody", "must be a number of bytes up to 2^50")
+	}
+	if p.MaxResponse < 0 || p.MaxResponse > maxBody {
+		return invalid("maxResponse", "must be a number of bytes up to 2^50")
 	}
 	if err := in("hsts", p.HSTS.validate()); err != nil {
 		return err

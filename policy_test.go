@@ -47,7 +47,7 @@ func TestPolicies(t *testing.T) {
 	}{
 		{"empty", "", TCP, Policy{}},
 		{"all of TCP", "", TCP, Policy{Allow: []netip.Prefix{prefix("10.0.0.0/8"), prefix("2001:db8::/32")}, Deny: []netip.Prefix{prefix("10.1.0.0/16")}, Concurrent: 5, ConnectionRate: rate("5/m", 0)}},
-		{"all of HTTP", "", HTTP, Policy{RequestRate: &RateLimit{Address: &Rate{Rate: "10/s", Burst: 20}}, MaxBody: 1, HTTPSOnly: true, HSTS: &HSTS{MaxAge: yearHSTS, IncludeSubdomains: true, Preload: true},
+		{"all of HTTP", "", HTTP, Policy{RequestRate: &RateLimit{Address: &Rate{Rate: "10/s", Burst: 20}}, MaxBody: 1, MaxResponse: 1, HTTPSOnly: true, HSTS: &HSTS{MaxAge: yearHSTS, IncludeSubdomains: true, Preload: true},
 			BasicAuth: users(User{"a", goodBcrypt}, User{"b", goodArgon}), JWT: &JWT{Issuer: "https://id.example", Audiences: []string{"me"}, Keys: goodKeys}, ClientCA: ca + ca}},
 		{"host bits", "policy.allow[0]", TCP, Policy{Allow: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/8")}}},
 		{"mapped", "policy.deny[1]", TCP, Policy{Deny: []netip.Prefix{prefix("10.0.0.0/8"), prefix("::ffff:0:0/96")}}},
@@ -85,6 +85,8 @@ func TestPolicies(t *testing.T) {
 		{"type twice", "policy.compress.types[1]", HTTP, Policy{Compress: &Compress{Types: []string{"text/css", "text/css"}}}},
 		{"size", "policy.compress.minSize", HTTP, Policy{Compress: &Compress{MinSize: -1}}},
 		{"body", "policy.maxBody", HTTP, Policy{MaxBody: -1}},
+		{"answer", "policy.maxResponse", HTTP, Policy{MaxResponse: -1}},
+		{"answer of TCP", "policy.maxResponse", TCP, Policy{MaxResponse: 1}},
 		{"age", "policy.hsts.maxAge", HTTP, Policy{HSTS: &HSTS{MaxAge: -1}}},
 		{"preload", "policy.hsts.preload", HTTP, Policy{HSTS: &HSTS{MaxAge: yearHSTS, Preload: true}}},
 		{"nobody", "policy.basicAuth.users", HTTP, Policy{BasicAuth: users()}},

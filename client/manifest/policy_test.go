@@ -29,6 +29,7 @@ policy:
     address: {rate: 10/s, burst: 20}
     total: {rate: 5000/m}
   maxBody: 1048576
+  maxResponse: 10485760
   httpsOnly: true
   compress: {types: [text/html, "image/*"], minSize: 500}
   hsts: {maxAge: 63072000, includeSubdomains: true, preload: true}

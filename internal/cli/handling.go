@@ -109,6 +109,7 @@ type httpFlags struct {
 
 	RequestRate string `name:"request-rate" help:"Requests of one visitor, such as 10/s or 100/m." placeholder:"RATE"`
 	MaxBody     string `name:"max-body" help:"Largest body of a request: bytes, or with K, M or G." placeholder:"SIZE"`
+	MaxResponse string `name:"max-response" help:"Largest body of an answer: bytes, or with K, M or G." placeholder:"SIZE"`
 	Compress    bool   `help:"Compress answers that the server has not."`
 	HTTPSOnly   bool   `name:"https-only" help:"Redirect plain HTTP."`
 	HSTS        string `name:"hsts" help:"How long browsers are to use https only, such as 365d." placeholder:"TIME"`
@@ -137,6 +138,9 @@ func (f *httpFlags) shape(e *webgw.Exposure) (err error) {
 	if p.MaxBody, err = parseSize("max-body", f.MaxBody); err != nil {
 		return err
 	}
+	if p.MaxResponse, err = parseSize("max-response", f.MaxResponse); err != nil {
+		return err
+	}
 	if f.HSTS != "" {
 		d, err := manifest.ParseLifetime(f.HSTS)
 		if err != nil {
@@ -152,7 +156,7 @@ func (f *httpFlags) shape(e *webgw.Exposure) (err error) {
 	if p.ClientCA, err = textOf("client-ca", f.ClientCA); err != nil {
 		return err
 	}
-	if p.RequestRate == nil && p.MaxBody == 0 && p.Compress == nil && !p.HTTPSOnly && p.HSTS == nil && !p.Identifies() {
+	if p.RequestRate == nil && p.MaxBody+p.MaxResponse == 0 && p.Compress == nil && !p.HTTPSOnly && p.HSTS == nil && !p.Identifies() {
 		return nil
 	}
 	if was := e.Policy; was != nil {

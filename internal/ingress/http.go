@@ -382,6 +382,9 @@ func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		if p != nil && p != http.ErrAbortHandler {
 			w.s.metrics.panics.Inc()
 		}
+		if p != nil && !r.ProtoAtLeast(1, 1) {
+			netx.Reset(x.conn.c.v.raw) // an orderly end would make the answer look whole
+		}
 		if x.packed != nil {
 			if err := x.packed.end(p == nil); err != nil && x.err == nil {
 				x.err = err

@@ -42,6 +42,10 @@ func (x *exchange) pass() {
 	}
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		err = x.switchProtocols(c, res)
+	} else if err = x.limitAnswer(res); err != nil {
+		x.drop(c)
+		x.failed(err)
+		return
 	} else {
 		err = x.reply(c, res)
 	}

@@ -19,6 +19,7 @@ const (
 	reasonBusy      = "policy_concurrent"
 	reasonTime      = "policy_time"
 	reasonBody      = "policy_body"
+	reasonAnswer    = "policy_answer"
 	reasonAuth      = "policy_auth"
 	reasonClient    = "policy_certificate"
 	reasonPath      = "ambiguous_path" // where rules look at paths

@@ -18,6 +18,7 @@ var (
 	guessing     = page{429, "too_many_attempts", "Too many wrong passwords or tokens have come from here.", 0}
 	hashesBusy   = page{503, "auth_busy", "Too many visitors are identifying themselves at once.", 2}
 	bodyTooLarge = page{413, "body_too_large", "The body of the request is larger than this name takes.", 0}
+	answerLarge  = page{502, "answer_too_large", "The answer of the workload is larger than this name gives.", 0}
 	exposureBusy = page{503, "concurrency_limit", "Too many requests are under way to this name.", 1}
 	outOfTime    = page{504, "request_time", "The request took longer than this name allows.", 0}
 	useHTTPS     = page{308, "https_only", "This name is served over https only.", 0}
@@ -214,5 +215,44 @@ func (b *limitedBody) Read(p []byte) (int, error) {
 		return int(b.left), errBodyTooLarge
 	}
 	b.left -= int64(n)
+	return n, err
+}
+
+var errAnswerTooLarge = errors.New("ingress: the body of the workload's answer is larger than the policy allows")
+
+// limitAnswer bounds the answer's body. It returns an error for one that is
+// known to be too large before any of it has been sent.
+func (x *exchange) limitAnswer(res *http.Response) error {
+	if x.ruled == nil || x.ruled.guard == nil || x.ruled.guard.policy.MaxResponse == 0 || res.Body == http.NoBody || x.in.Method == http.MethodHead {
+		return nil
+	}
+	most := x.ruled.guard.policy.MaxResponse
+	if res.ContentLength > most {
+		return errAnswerTooLarge
+	}
+	res.Body = &limitedAnswer{res.Body, most, x.web.s.metrics}
+	return nil
+}
+
+// limitedAnswer ends in an error when more comes than is allowed, so that the
+// answer is cut.
+type limitedAnswer struct {
+	io.ReadCloser
+	left    int64
+	metrics *metrics
+}
+
+func (b *limitedAnswer) Read(p []byte) (int, error) {
+	if b.left < 0 {
+		return 0, errAnswerTooLarge
+	}
+	if int64(len(p)) > b.left+1 {
+		p = p[:b.left+1]
+	}
+	n, err := b.ReadCloser.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		b.metrics.refused(reasonAnswer)
+		return n - 1, errAnswerTooLarge
+	}
 	return n, err
 }

@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -324,6 +325,67 @@ func TestBodiesAreLimited(t *testing.T) {
 		got := w.raw(w.http, "POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n186a1\r\n"+strings.Repeat("x", 100_001)+"\r\n0\r\n\r\n")
 		if !strings.HasPrefix(got, "HTTP/1.1 413") {
 			t.Errorf("%.200s", got)
+		}
+	}
+}
+
+func TestAnswersAreLimited(t *testing.T) {
+	const most = 100_000
+	at := site(t, func(rw http.ResponseWriter, r *http.Request) {
+		n, err := strconv.Atoi(r.URL.Query().Get("n"))
+		if err != nil {
+			t.Error(err)
+		}
+		if r.URL.Path == "/known" {
+			rw.Header().Set("Content-Length", strconv.Itoa(n))
+		} else {
+			rw.WriteHeader(200)
+			http.NewResponseController(rw).Flush()
+		}
+		io.CopyN(rw, noise(int64(n)), int64(n))
+	})
+	for _, upstream := range []webgw.Upstream{webgw.UpstreamHTTP1, webgw.UpstreamH2C} {
+		d := under(web1("a", at), webgw.Policy{MaxResponse: most, Compress: &webgw.Compress{}})
+		d.Exposure.Upstream = upstream
+		w := start(t, withQUIC, d)
+		cut := 0.0
+		for version, c := range map[string]*http.Client{"h1": w.client(false), "h2": w.client(true), "h3": w.client3()} {
+			for _, method := range []string{"GET", "HEAD"} {
+				for _, kind := range []string{"known", "unknown"} {
+					for _, n := range []int{0, most, most + 1, 50 * most} {
+						r, err := http.NewRequestWithContext(t.Context(), method, fmt.Sprintf("https://a.example/%s?n=%d", kind, n), nil)
+						if err != nil {
+							t.Fatal(err)
+						}
+						res, err := c.Do(r)
+						if err != nil {
+							t.Fatal(upstream, version, method, kind, n, err)
+						}
+						b, err := io.ReadAll(res.Body)
+						res.Body.Close()
+						whole := res.StatusCode == 200 && err == nil && (method == "HEAD" || len(b) == n)
+						page := res.StatusCode == 502 && err == nil && res.Header.Get(ErrorHeader) == "answer_too_large"
+						broken := res.StatusCode == 200 && err != nil && len(b) <= most
+						switch large := n > most && method == "GET"; {
+						case !large && !whole, large && kind == "known" && !page, large && kind == "unknown" && !broken:
+							t.Errorf("%s %s %s %s %d: %d, %d bytes, %v", upstream, version, method, kind, n, res.StatusCode, len(b), err)
+						case large:
+							cut++
+						}
+					}
+				}
+			}
+		}
+		if n := refusals1(t, w, reasonAnswer); n != cut {
+			t.Error(n, "refusals of", cut)
+		}
+		// Where only the connection's end tells the answer's, that is a reset.
+		for n, wantEnd := range map[int]bool{most: true, most + 1: false} {
+			c := w.dial(w.http)
+			fmt.Fprintf(c, "GET /unknown?n=%d HTTP/1.0\r\nHost: a.example\r\n\r\n", n)
+			if b, err := io.ReadAll(c); (err == nil) != wantEnd {
+				t.Errorf("%s HTTP/1.0 %d: %d bytes, %v", upstream, n, len(b), err)
+			}
 		}
 	}
 }

@@ -113,6 +113,11 @@ func quoted(s string) string {
 
 func modifyResponse(res *http.Response) error {
 	x := res.Request.Context().Value(exchangeKey{}).(*exchange)
+	if res.StatusCode != http.StatusSwitchingProtocols {
+		if err := x.limitAnswer(res); err != nil {
+			return err
+		}
+	}
 	x.empty = res.ContentLength == 0
 	for name := range res.Header {
 		if strings.HasPrefix(name, "Webgw-") {
@@ -139,6 +144,11 @@ func (x *exchange) failed(err error) {
 			x.answer(p)
 			return
 		}
+	}
+	if err == errAnswerTooLarge {
+		x.web.s.metrics.refused(reasonAnswer)
+		x.answer(&answerLarge)
+		return
 	}
 	if x.late() {
 		x.web.s.metrics.refused(reasonTime)
