@@ -359,7 +359,11 @@ func TestAnswersAreLimited(t *testing.T) {
 						}
 						res, err := c.Do(r)
 						if err != nil {
-							t.Fatal(upstream, version, method, kind, n, err)
+							if version == "h1" || n <= most || method == "HEAD" || kind == "known" {
+								t.Fatal(upstream, version, method, kind, n, err)
+							}
+							cut++ // a stream's reset may overtake the head of the answer
+							continue
 						}
 						b, err := io.ReadAll(res.Body)
 						res.Body.Close()
