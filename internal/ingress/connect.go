@@ -17,7 +17,7 @@ func (r *Route) connects() bool { return r != nil && r.Exposure.Connect }
 // isConnect reports whether the request is a CONNECT. Over HTTP/2 and HTTP/3 it
 // means something else to most who send it (RFC 8441), and is not for this.
 func (x *exchange) isConnect() bool {
-	return x.in.Method == http.MethodConnect && x.conn.filter != nil
+	return x.in.Method == http.MethodConnect && x.conn.http1 != nil
 }
 
 // credentials lets clients identify themselves as they do to proxies, which is

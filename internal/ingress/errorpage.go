@@ -38,20 +38,12 @@ var (
 	ambiguous      = page{400, "ambiguous_request", "The request could be read in more than one way.", 0}
 	badHost        = page{400, "bad_host", "The request must name exactly one valid host.", 0}
 	badMethod      = page{405, "method_not_allowed", "This method is not passed on.", 0}
+	badExpectation = page{417, "expectation", "This expectation can't be met.", 0}
 	headTooLarge   = page{431, "head_too_large", "The head of the request is too large.", 0}
 	requestTimeout = page{408, "request_timeout", "The request did not arrive in time.", 0}
 	badVersion     = page{505, "http_version", "This version of HTTP is not spoken here.", 0}
 	internalError  = page{500, "internal", "The gateway made a mistake; its log has the cause.", 0}
 )
-
-// refusals are the pages by which the filter may have a request answered.
-var refusals = func() map[string]*page {
-	m := map[string]*page{}
-	for _, p := range []*page{&badRequest, &ambiguous, &badHost, &badMethod, &headTooLarge, &requestTimeout, &badVersion} {
-		m[p.code] = p
-	}
-	return m
-}()
 
 // write answers with the page in the form that the visitor accepts best. The
 // body holds nothing of the request.

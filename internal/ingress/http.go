@@ -21,7 +21,7 @@ import (
 	"webgw.dev/webgw/internal/netx"
 )
 
-// web serves HTTP: net/http's server behind the filter. Requests are passed on
+// web serves HTTP: HTTP/1 by http1, HTTP/2 by net/http's server behind frames. Requests are passed on
 // over HTTP/1.1 by exchange.pass, over HTTP/2 by net/http's reverse proxy; the
 // connections to workloads are streams.
 type web struct {
@@ -33,6 +33,8 @@ type web struct {
 	serving sync.WaitGroup
 
 	mu       sync.Mutex
+	open     map[*http1]struct{}
+	draining bool
 	requests int // under way
 	closed   bool
 	idle     chan struct{} // closed when closed and no request is under way
@@ -41,7 +43,7 @@ type web struct {
 const maxStreams = 250 // of one HTTP/2 connection
 
 func newWeb(s *Server) *web {
-	w := &web{s: s, idle: make(chan struct{}), conns: &handover{ch: make(chan net.Conn), done: make(chan struct{})}}
+	w := &web{s: s, open: map[*http1]struct{}{}, idle: make(chan struct{}), conns: &handover{ch: make(chan net.Conn), done: make(chan struct{})}}
 	errorLog := slog.NewLogLogger(s.log.Handler(), slog.LevelDebug) // of visitors' doing
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
@@ -125,6 +127,47 @@ func (w *web) close() {
 	w.mu.Unlock()
 	if !none {
 		<-w.idle
+	}
+}
+
+// add notes a connection, unless no more are served.
+func (w *web) add(h *http1) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return false
+	}
+	w.open[h] = struct{}{}
+	if w.draining {
+		h.drain()
+	}
+	return true
+}
+
+func (w *web) remove(h *http1) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.open, h)
+}
+
+// drain has connections over HTTP/1 end once they are idle.
+func (w *web) drain() {
+	w.server.SetKeepAlivesEnabled(false)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.draining = true
+	for h := range w.open {
+		h.drain()
+	}
+}
+
+// cut ends all requests; their connections are reset by the one who calls.
+func (w *web) cut() {
+	w.server.Close() // its errors are those of closing connections
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for h := range w.open {
+		h.end()
 	}
 }
 
@@ -214,7 +257,7 @@ func (c *visitConn) CloseWrite() error { return netx.CloseWrite(c.Conn) }
 
 // take serves plain HTTP.
 func (w *web) take(v *visit, head []byte) {
-	w.hand(newFilter(&visitConn{Conn: v.raw, v: v, head: head}, v))
+	w.serve1(&visitConn{Conn: v.raw, v: v, head: head})
 }
 
 // terminate ends TLS and serves the HTTP in it.
@@ -244,23 +287,20 @@ func (w *web) terminate(v *visit, r *Route, seen sniffed, deadline time.Time) {
 		w.hand(newFrames(t, v))
 		return
 	}
-	w.hand(newFilter(t, v))
+	w.serve1(t)
 }
 
 type connKey struct{}
 
 // connInfo is what requests know of their connection.
 type connInfo struct {
-	c      *visitConn
-	tls    bool
-	filter *filter // nil: HTTP/2
+	c     *visitConn
+	tls   bool
+	http1 *http1 // nil: it speaks another version
 }
 
 func connOf(c net.Conn) connInfo {
 	var i connInfo
-	if f, ok := c.(*filter); ok {
-		i.filter, c = f, f.Conn
-	}
 	if f, ok := c.(*frames); ok {
 		c = f.Conn
 	}
@@ -284,7 +324,8 @@ type exchange struct {
 	host    string // normalized, without port
 	route   *Route
 	ruled   *ruling
-	upgrade bool // asked for, over HTTP/1
+	refusal *page // by which the request is answered; nil: none
+	upgrade bool  // asked for, over HTTP/1
 	body    bool
 	untimed func()       // ends the limit on the request's time; nil: none
 	packed  *compression // nil: the answer's body goes as it is
@@ -305,17 +346,13 @@ type exchange struct {
 // Unwrap is for http.ResponseController.
 func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
 
-// WriteHeader notes the status. The filter learns that no upgrade happens
-// before the visitor can.
+// WriteHeader notes the status.
 func (x *exchange) WriteHeader(status int) {
 	if x.status == 0 && status >= 200 {
 		x.status = status
 		x.finish()
 		x.compress()
 		x.announce()
-		if x.conn.filter != nil {
-			x.conn.filter.Resume()
-		}
 	}
 	x.ResponseWriter.WriteHeader(status)
 }
@@ -363,13 +400,19 @@ func newRequestID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// ServeHTTP routes one request, admits it and passes it on.
+// ServeHTTP serves a request over HTTP/2 or HTTP/3.
 func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	w.serve(&exchange{ResponseWriter: rw, web: w, conn: r.Context().Value(connKey{}).(connInfo), in: r, ctx: r.Context()})
+}
+
+// serve routes one request, admits it and passes it on.
+func (w *web) serve(x *exchange) {
 	if !w.begin() {
 		panic(http.ErrAbortHandler) // its connection is closed
 	}
 	defer w.end()
-	x := &exchange{ResponseWriter: rw, web: w, conn: r.Context().Value(connKey{}).(connInfo), in: r, ctx: r.Context(), id: newRequestID()}
+	r := x.in
+	x.id = newRequestID()
 	start := time.Now()
 	x.host = hostOf(r.Host)
 	path := r.URL.Path
@@ -416,13 +459,6 @@ func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		}
 	}()
 	x.body = r.Body != nil && r.Body != http.NoBody
-	if r.ProtoMajor == 1 && x.body {
-		// Else an answer that comes before the end of the request's body would
-		// make the server swallow the rest of it.
-		if err := http.NewResponseController(rw).EnableFullDuplex(); err != nil {
-			x.err = err
-		}
-	}
 	if p := x.admit(); p != nil {
 		x.answer(p)
 		return
@@ -465,12 +501,15 @@ func hostOf(h string) string {
 // refuses it.
 func (x *exchange) admit() *page {
 	r := x.in
-	if x.conn.filter != nil {
-		if code := r.Header.Get(refusedField); code != "" {
+	if x.conn.http1 != nil {
+		if x.refusal != nil {
 			x.host = ""
-			return refusals[code]
+			return x.refusal
 		}
-		x.upgrade = x.conn.filter.Asked()
+		if p := x.conn.http1.Refusal(); p != nil {
+			return p
+		}
+		x.upgrade = x.conn.http1.head.upgrade
 	} else if p := checkHTTP2(r); p != nil {
 		return p
 	}
@@ -497,7 +536,7 @@ func (x *exchange) admit() *page {
 	return x.enter(route)
 }
 
-// checkHTTP2 is what the filter does for HTTP/1, as far as net/http's HTTP/2
+// checkHTTP2 is what head.parse does for HTTP/1, as far as net/http's HTTP/2
 // server doesn't.
 func checkHTTP2(r *http.Request) *page {
 	fields := 0
@@ -505,7 +544,7 @@ func checkHTTP2(r *http.Request) *page {
 		fields += len(v)
 	}
 	hosts := r.Header["Host"]
-	method, target, host := []byte(r.Method), []byte(r.RequestURI), []byte(r.Host)
+	method, target, host := r.Method, r.RequestURI, r.Host
 	switch {
 	case fields > maxFields:
 		return &headTooLarge
@@ -535,9 +574,8 @@ func isLength(values []string, goesBy int64) bool {
 // Hijack gives the connection to the proxy for an upgrade that the visitor
 // asked for.
 func (x *exchange) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	f := x.conn.filter
-	if f == nil || !f.Upgrade() {
-		return nil, nil, errors.New("ingress: the visitor asked for no upgrade")
+	if x.conn.http1 == nil {
+		return nil, nil, http.ErrNotSupported
 	}
 	c, rw, err := http.NewResponseController(x.ResponseWriter).Hijack()
 	if err != nil {

@@ -314,7 +314,7 @@ func (s *Server) Shutdown(ctx context.Context) {
 	web := make(chan struct{})
 	go func() {
 		defer close(web)
-		s.web.server.SetKeepAlivesEnabled(false)
+		s.web.drain()
 		// Who came before the end is still answered, unless it takes too long.
 		select {
 		case <-arrived:
@@ -349,7 +349,7 @@ const arrivalTime = time.Second
 // cutAll ends everything at once.
 func (s *Server) cutAll() {
 	s.cut()
-	s.web.server.Close() // its errors are those of closing connections
+	s.web.cut()
 	s.doors.each((*visit).cut)
 }
 

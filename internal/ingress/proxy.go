@@ -37,7 +37,7 @@ func isDroppedField(name string) bool {
 	}
 	if strings.Contains(name, "_") {
 		name = http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
-		return isForwardingField(name) || isFramingField([]byte(name))
+		return isForwardingField(name) || isFramingField(name)
 	}
 	return isForwardingField(name)
 }
@@ -105,7 +105,7 @@ func forwardedNode(a netip.Addr) string {
 
 // quoted writes s as a token, or as a quoted string if it is none.
 func quoted(s string) string {
-	if isToken([]byte(s)) {
+	if isToken(s) {
 		return s
 	}
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
@@ -139,8 +139,8 @@ func (x *exchange) failed(err error) {
 		x.answer(&bodyTooLarge)
 		return
 	}
-	if f := x.conn.filter; f != nil {
-		if p := f.Refusal(); p != nil {
+	if h := x.conn.http1; h != nil {
+		if p := h.Refusal(); p != nil {
 			x.answer(p)
 			return
 		}
@@ -191,7 +191,7 @@ func (w *web) RoundTrip(r *http.Request) (*http.Response, error) {
 		try := r.WithContext(r.Context())
 		if r.Body != nil {
 			try.Body = body
-			body.trailer = try.Trailer
+			body.trailer, body.fields = try.Trailer, x.in.Trailer
 		}
 		res, err := w.transport(t).RoundTrip(try)
 		if err == nil {
@@ -237,6 +237,7 @@ type attempt struct {
 	x       *exchange
 	state   atomic.Int32
 	trailer http.Header // of the outgoing request: announced names, to be filled
+	fields  http.Header // of the visitor's request
 }
 
 const (
@@ -253,7 +254,7 @@ func (a *attempt) Read(p []byte) (int, error) {
 	a.x.read.Add(int64(n))
 	if err == io.EOF {
 		for name := range a.trailer {
-			a.trailer[name] = a.x.in.Trailer[name]
+			a.trailer[name] = a.fields[name]
 		}
 	}
 	return n, err

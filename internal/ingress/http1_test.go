@@ -3,50 +3,69 @@ package ingress
 import (
 	"bufio"
 	"bytes"
-	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
-	"time"
 )
 
-// filterOf runs input through a filter, in reads of the given reader's size.
-func filterOf(in io.Reader) *filter {
-	s := &Server{}
-	s.setup()
-	return newFilter(onceConn{Reader: in}, &visit{server: s})
+// heard is what a connection over HTTP/1 makes of its input.
+type heard struct {
+	requests []*http.Request // their bodies are read
+	bodies   []string        // and the methods and hosts
+	refused  string          // the page by which the last head was refused
+	broken   bool            // the last body or what follows it is malformed
+	cut      bool            // the input ends inside a head or body
+	seen     int             // heads that were taken
 }
 
-// requests reads what came out of the filter as net/http's server would.
-func requests(out []byte) (bodies []string, refused string, err error) {
-	br := bufio.NewReader(bytes.NewReader(out))
+// hear serves what comes in, without answering.
+func hear(in io.Reader) (got heard) {
+	s := &Server{}
+	s.setup()
+	h := newHTTP1(s.web, onceConn{Reader: in})
 	for {
-		r, err := http.ReadRequest(br)
-		if err == io.EOF {
-			return bodies, "", nil
-		}
+		refusal, err := h.next()
+		got.seen = h.seen
 		if err != nil {
-			return bodies, "", err
+			got.cut = h.at < h.to
+			return got
 		}
-		if code := r.Header.Get(refusedField); code != "" {
-			if _, err := br.ReadByte(); err != io.EOF {
-				return bodies, code, errors.New("something follows a refused request")
-			}
-			return bodies, code, nil
+		if refusal != nil {
+			got.refused, got.seen = refusal.code, got.seen-1
+			return got
 		}
-		b, err := io.ReadAll(r.Body)
-		if err != nil {
-			return bodies, "", err
+		h.ask()
+		body, err := io.ReadAll(h.req.Body)
+		if h.watch.Stop(); h.head.upgrade && err == nil {
+			h.look() // until something comes, or the end
 		}
-		bodies = append(bodies, r.Method+" "+r.Host+" "+string(b))
+		h.asked()
+		if got.broken = h.Refusal() != nil; got.broken {
+			return got
+		}
+		if got.cut = err != nil; got.cut {
+			return got
+		}
+		r, u := h.req, h.url
+		r.URL, r.Header, r.Trailer = &u, h.req.Header.Clone(), h.req.Trailer.Clone()
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		got.requests = append(got.requests, &r)
+		got.bodies = append(got.bodies, r.Method+" "+r.Host+" "+string(body))
+		if h.head.upgrade {
+			return got
+		}
+		if h.head.close {
+			return got
+		}
 	}
 }
 
-func TestFilter(t *testing.T) {
+func TestHTTP1(t *testing.T) {
 	const get = "GET / HTTP/1.1\r\nHost: a.example\r\n"
 	const post = "POST / HTTP/1.1\r\nHost: a.example\r\n"
 	const chunked = post + "Transfer-Encoding: chunked\r\n\r\n"
@@ -128,8 +147,6 @@ func TestFilter(t *testing.T) {
 		{"two spaces", "GET  / HTTP/1.1\r\nHost: a.example\r\n\r\n", "bad_request"},
 		{"space in the target", "GET /a b HTTP/1.1\r\nHost: a.example\r\n\r\n", "bad_request"},
 		{"tab in the request line", "GET\t/ HTTP/1.1\r\nHost: a.example\r\n\r\n", "bad_request"},
-		{"forged refusal", get + "webgw-refused: bad_request\r\n\r\n", "bad_request"},
-		{"forged refusal, underscore", get + "webgw_refused: bad_request\r\n\r\n", "ambiguous_request"},
 		{"too many fields", get + strings.Repeat("X: y\r\n", maxFields) + "\r\n", "head_too_large"},
 		{"long head", get + "X: " + strings.Repeat("y", maxHead) + "\r\n\r\n", "head_too_large"},
 		{"second one is bad", get + "\r\nGET / HTTP/1.1\n\n", "GET a.example |ambiguous_request"},
@@ -153,17 +170,15 @@ func TestFilter(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for how, in := range map[string]io.Reader{"at once": strings.NewReader(tt.in), "byte by byte": iotest.OneByteReader(strings.NewReader(tt.in)), "halves": iotest.HalfReader(strings.NewReader(tt.in))} {
-				f := filterOf(in)
-				out, ferr := io.ReadAll(f)
-				bodies, refused, err := requests(out)
-				got := refused
-				if len(bodies) > 0 {
-					got = strings.Join(bodies, "|") + "|" + refused
+				h := hear(in)
+				got := h.refused
+				if len(h.bodies) > 0 {
+					got = strings.Join(h.bodies, "|") + "|" + h.refused
 				}
-				if f.Refusal() != nil {
+				if h.broken {
 					got = "malformed"
-				} else if err != nil || ferr != nil && refused == "" {
-					t.Errorf("%s: %v, %v", how, err, ferr)
+				} else if h.cut {
+					t.Errorf("%s: cut", how)
 				}
 				if got != tt.want {
 					t.Errorf("%s: %q, want %q", how, got, tt.want)
@@ -173,63 +188,78 @@ func TestFilter(t *testing.T) {
 	}
 }
 
-// An upgrade switches the filter off, and only one that was asked for does.
-func TestFilterUpgrade(t *testing.T) {
+// Nobody knows what bytes are that come before the answer to a request for an
+// upgrade.
+func TestEarlyBytes(t *testing.T) {
 	const ask = "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: keep-alive, Upgrade\r\nUpgrade: x\r\n\r\n"
 	near, far := net.Pipe()
 	s := &Server{}
 	s.setup()
-	f := newFilter(far, &visit{server: s})
-	if f.Upgrade() {
-		t.Error("upgraded without being asked")
-	}
+	h := newHTTP1(s.web, far)
 	go io.WriteString(near, ask)
-	b := make([]byte, 1000)
-	if n, err := io.ReadFull(f, b[:len(ask)]); n != len(ask) || err != nil || !f.Asked() {
-		t.Fatal(n, err, f.Asked())
+	if refusal, err := h.next(); refusal != nil || err != nil || !h.head.upgrade {
+		t.Fatal(refusal, err)
 	}
-	// What net/http does while the handler runs, and stops when it hijacks.
-	reading := make(chan error)
-	go func() {
-		_, err := f.Read(b[:1])
-		reading <- err
-	}()
-	if !f.Upgrade() {
-		t.Error("not upgraded")
-	}
-	f.SetReadDeadline(time.Unix(1, 0))
-	var timeout net.Error
-	if err := <-reading; !errors.As(err, &timeout) || !timeout.Timeout() {
-		t.Error(err)
-	}
-	f.SetReadDeadline(time.Time{})
+	h.ask()
+	h.look2()
 	go io.WriteString(near, "\n\x00raw")
-	if n, err := io.ReadFull(f, b[:5]); err != nil || string(b[:n]) != "\n\x00raw" {
-		t.Errorf("%q, %v", b[:n], err)
+	<-h.Done()
+	if h.Refusal() == nil {
+		t.Error("not refused")
+	}
+	if _, _, err := h.Hijack(); err == nil {
+		t.Error("upgraded")
 	}
 	near.Close()
 	far.Close()
 
-	f = filterOf(iotest.OneByteReader(strings.NewReader(ask + "GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")))
-	out := make([]byte, len(ask))
-	if _, err := io.ReadFull(f, out); err != nil {
+	near, far = net.Pipe()
+	h = newHTTP1(s.web, far)
+	go io.WriteString(near, ask)
+	if refusal, err := h.next(); refusal != nil || err != nil {
+		t.Fatal(refusal, err)
+	}
+	h.ask()
+	h.look2() // and nothing comes
+	c, rw, err := h.Hijack()
+	if err != nil {
 		t.Fatal(err)
 	}
-	f.Resume()
-	rest, err := io.ReadAll(f)
-	if bodies, refused, err2 := requests(rest); err != nil || err2 != nil || refused != "" || len(bodies) != 1 {
-		t.Errorf("%q %q %v %v", bodies, refused, err, err2)
+	go io.WriteString(near, "\n\x00raw")
+	b := make([]byte, 5)
+	if _, err := io.ReadFull(rw, b); err != nil || string(b) != "\n\x00raw" {
+		t.Errorf("%q, %v", b, err)
 	}
+	near.Close()
+	c.Close()
+
+	// Who asked for no upgrade gets none.
+	h = newHTTP1(s.web, onceConn{Reader: strings.NewReader("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")})
+	if refusal, err := h.next(); refusal != nil || err != nil {
+		t.Fatal(refusal, err)
+	}
+	h.ask()
+	if _, _, err := h.Hijack(); err == nil {
+		t.Error("upgraded without being asked")
+	}
+	h.asked()
 }
 
-// Whatever passes, net/http must read as the same number of requests, and all
-// of it.
-func FuzzFilterAsNetHTTP(f *testing.F) {
+// look2 begins to watch at once.
+func (h *http1) look2() {
+	h.watch.Stop()
+	go h.look()
+}
+
+// Whatever is taken, net/http must read as the same requests, and no more of
+// them.
+func FuzzHTTP1AsNetHTTP(f *testing.F) {
 	for _, s := range []string{
-		"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
-		"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.0\r\n\r\n",
-		"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;x\r\nabc\r\n0\r\nA: b\r\n\r\n",
-		"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: b\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /?x#y HTTP/1.1\r\nHost: a\r\nA: 1\r\nB: 2\r\na: 3\r\n\r\n",
+		"POST /x%20y HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.0\r\n\r\n",
+		"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: A\r\n\r\n3;x\r\nabc\r\n0\r\nA: b\r\n\r\n",
+		"GET http://A/ HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: b\r\n\r\n",
+		"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n",
 		"GET / HTTP/1.1\nHost: a\n\n",
 	} {
 		f.Add([]byte(s), 1)
@@ -239,36 +269,44 @@ func FuzzFilterAsNetHTTP(f *testing.F) {
 		if size < 1 || size > 1<<16 {
 			return
 		}
-		flt := filterOf(bytes.NewReader(in))
-		var out []byte
-		buf := make([]byte, size)
-		for {
-			n, err := flt.Read(buf)
-			out = append(out, buf[:n]...)
+		got := hear(&piecemeal{r: bytes.NewReader(in), n: size})
+		br := bufio.NewReader(bytes.NewReader(in))
+		for i, ours := range got.requests {
+			theirs, err := http.ReadRequest(br)
 			if err != nil {
-				break
+				return // net/http refuses more in some places
 			}
-			if n == 0 {
-				t.Fatal("nothing read and no error")
+			body, err := io.ReadAll(theirs.Body)
+			if err != nil {
+				return
 			}
-		}
-		if flt.Refusal() != nil {
-			return // the connection ends inside a body
-		}
-		bodies, refused, err := requests(out)
-		seen := len(bodies)
-		if err != nil && flt.state != inHead && flt.state != inWait && flt.state != inEnd && errors.Is(err, io.ErrUnexpectedEOF) {
-			seen++ // the input ends inside a body
-		} else if err != nil {
-			// net/http may refuse more than the filter; then nothing after it
-			// reaches a handler. It must not find more.
-			if seen > flt.seen {
-				t.Fatal(fmt.Errorf("%d requests, the filter saw %d: %w", seen, flt.seen, err))
+			mine, err := io.ReadAll(ours.Body)
+			if err != nil {
+				t.Fatal(err)
 			}
-			return
-		}
-		if seen != flt.seen {
-			t.Fatalf("net/http reads %d requests, the filter saw %d (refused %q)", seen, flt.seen, refused)
+			if theirs.Header.Get("Pragma") == "no-cache" && len(ours.Header["Cache-Control"]) == 0 {
+				delete(theirs.Header, "Cache-Control") // which net/http makes up
+			}
+			if ours.Method != theirs.Method || ours.Host != theirs.Host || ours.RequestURI != theirs.RequestURI || *ours.URL != *theirs.URL ||
+				ours.ContentLength != theirs.ContentLength || ours.Proto != theirs.Proto || !bytes.Equal(mine, body) {
+				t.Fatalf("request %d: %+v with %q, net/http %+v with %q", i, ours, mine, theirs, body)
+			}
+			if !reflect.DeepEqual(withoutFraming(ours.Header), withoutFraming(theirs.Header)) {
+				t.Fatalf("request %d: %q, net/http %q", i, ours.Header, theirs.Header)
+			}
+			for name, values := range theirs.Trailer {
+				if !slices.Equal(ours.Trailer[name], values) {
+					t.Fatalf("request %d: trailer %q, net/http %q", i, ours.Trailer, theirs.Trailer)
+				}
+			}
 		}
 	})
+}
+
+// withoutFraming leaves out what says how long the body is.
+func withoutFraming(h http.Header) http.Header {
+	h = h.Clone()
+	h.Del("Trailer")
+	h.Del("Connection") // net/http takes "close" out
+	return h
 }
