@@ -73,6 +73,7 @@ func (n *Node) validate() error { return checkIDs("owners", n.Owners, 10_000) }
 // not anything is exposed there.
 type NameClaim struct {
 	Subtree bool `json:"subtree,omitempty"` // also every name below it
+	To      ID   `json:"to,omitzero"`       // who may take the name over, as soon as its owner has nothing else there
 }
 
 func (*NameClaim) validate() error { return nil }

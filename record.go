@@ -195,6 +195,9 @@ func (r *Record) Validate() error {
 	if set != 1 || b == nil {
 		return invalid(bodyField(r.Kind), "a record of kind %s must hold exactly this body", r.Kind)
 	}
+	if r.NameClaim != nil && r.NameClaim.To == r.Owner {
+		return invalid("claim.to", "is the owner, who holds the name already")
+	}
 	return in(bodyField(r.Kind), b.validate())
 }
 

@@ -15,6 +15,7 @@ type Info struct {
 	Protocol int      `json:"protocol"`
 	Epoch    string   `json:"epoch"` // of this history; changes with a restore
 	Rev      int64    `json:"rev"`
+	Zone     string   `json:"zone,omitempty"` // of the whole grid, for which every gateway answers; "": there is none
 }
 
 // Info asks the registry who it is.

@@ -15,7 +15,7 @@ import (
 const module = "webgw.dev/webgw"
 
 var (
-	ground  = []string{"", "internal/run", "internal/netx", "internal/netx/memnet", "internal/ident"}
+	ground  = []string{"", "internal/run", "internal/netx", "internal/netx/memnet", "internal/ident", "internal/idn"}
 	engines = []string{"internal/ingress", "internal/tunnel", "internal/authdns", "internal/certs", "internal/overlay", "internal/live", "internal/store", "internal/store/etcdkv", "internal/store/memkv"}
 )
 
@@ -27,6 +27,7 @@ var rooms = map[string][]string{
 	"internal/run":     {},
 	"internal/netx":    {},
 	"internal/ident":   {""},
+	"internal/idn":     {""},
 	"internal/store":   {"", "internal/run"},
 	"internal/tunnel":  ground,
 	"internal/ingress": ground,

@@ -196,7 +196,7 @@ func Format(r *webgw.Record, label func(kind webgw.Kind, id webgw.ID) string) ([
 		}
 		b = e
 	case r.NameClaim != nil:
-		b = name{head: h, Subtree: r.NameClaim.Subtree}
+		b = name{head: h, Subtree: r.NameClaim.Subtree, To: r.NameClaim.To.String()}
 	case r.Farm != nil:
 		f := farm{head: h, Description: r.Farm.Description, Contact: r.Farm.Contact}
 		for _, n := range r.Farm.Nodes {
@@ -336,7 +336,8 @@ type target struct {
 
 type name struct {
 	head    `yaml:",inline"`
-	Subtree bool `yaml:"subtree,omitempty"`
+	Subtree bool   `yaml:"subtree,omitempty"`
+	To      string `yaml:"to,omitempty"` // an identity
 }
 
 type farm struct {
@@ -396,7 +397,15 @@ func (e *exposure) fill(r *webgw.Record, res *resolver) error {
 
 func (n *name) fill(r *webgw.Record, _ *resolver) error {
 	r.NameClaim = &webgw.NameClaim{Subtree: n.Subtree}
-	return nil
+	if n.To == "" {
+		return nil
+	}
+	to, err := webgw.ParseID(n.To)
+	if e, ok := errors.AsType[*webgw.Error](err); ok {
+		return &webgw.Error{Op: "read identity", Kind: webgw.Invalid, Field: "to", Public: e.Public}
+	}
+	r.NameClaim.To = to
+	return err
 }
 
 func (f *farm) fill(r *webgw.Record, res *resolver) (err error) {

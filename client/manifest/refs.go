@@ -5,9 +5,8 @@ import (
 	"fmt"
 	"strings"
 
-	"golang.org/x/net/idna"
-
 	"webgw.dev/webgw"
+	"webgw.dev/webgw/internal/idn"
 )
 
 // Ref names a gateway or node: by the name of its record, or by its identity.
@@ -123,30 +122,6 @@ func Resolve(ctx context.Context, dir Directory, kind webgw.Kind, field, text st
 
 // Host brings a host name as people write it into the form that records hold:
 // lower case, no trailing dot, and letters beyond ASCII in their IDNA form, by
-// the rules of browsers (UTS #46, not transitional).
-func Host(field, s string, wildcard bool) (string, error) {
-	host := webgw.NormalizeHost(s)
-	rest, isWild := strings.CutPrefix(host, "*.")
-	if len(s) <= 1000 && (!isASCII(rest) || strings.Contains(rest, "xn--")) {
-		ascii, err := idna.Lookup.ToASCII(rest)
-		if err != nil {
-			return "", &webgw.Error{Op: "read host name", Kind: webgw.Invalid, Field: field, Public: fmt.Sprintf("%q is not an international host name (IDNA)", clip(s)), Hint: reason(err)}
-		}
-		host = ascii
-		if isWild {
-			host = "*." + ascii
-		}
-	}
-	return host, webgw.CheckHost(field, host, wildcard)
-}
-
-func reason(err error) string { return strings.TrimPrefix(err.Error(), "idna: ") }
-
-func isASCII(s string) bool {
-	for i := range len(s) {
-		if s[i] >= 0x80 {
-			return false
-		}
-	}
-	return true
-}
+// the rules of browsers (UTS #46, not transitional). What could be taken for
+// another name is refused.
+func Host(field, s string, wildcard bool) (string, error) { return idn.Host(field, s, wildcard) }

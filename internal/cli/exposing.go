@@ -80,8 +80,9 @@ type plan struct {
 	chosen   bool   // the name was made up here, and may be made up anew
 	exposure webgw.Exposure
 	gateways []*webgw.Record
-	freePort bool // the port was proposed, and another one will do
-	count    int  // of ports
+	freePort bool   // the port was proposed, and another one will do
+	count    int    // of ports
+	zone     string // of the grid, if names are to be in it
 }
 
 // take makes the exposure's ports those from first on.
@@ -141,6 +142,13 @@ func (v *exposing) plan(ctx context.Context, d *directory) (*plan, error) {
 	}
 	p.count = count
 	domains := make([]string, len(v.Domains))
+	if !v.protocol.ByPort() && len(domains) == 0 {
+		info, err := d.c.Info(ctx)
+		if err != nil {
+			return nil, err
+		}
+		p.zone = info.Zone
+	}
 	for i, s := range v.Domains {
 		h, err := manifest.Host("domain", s, true)
 		if err != nil {
@@ -148,8 +156,11 @@ func (v *exposing) plan(ctx context.Context, d *directory) (*plan, error) {
 		}
 		domains[i] = h
 	}
-	if p.gateways, err = v.pick(ctx, d, len(domains) == 0); err != nil {
+	if p.gateways, err = v.pick(ctx, d, len(domains) == 0 && p.zone == ""); err != nil {
 		return nil, err
+	}
+	if len(v.Gateways) > 0 && slices.ContainsFunc(p.gateways, func(g *webgw.Record) bool { return g.Gateway.Zone != "" }) {
+		p.zone = ""
 	}
 	for _, g := range p.gateways {
 		p.exposure.Gateways = append(p.exposure.Gateways, g.Owner)
@@ -179,9 +190,15 @@ func (v *exposing) plan(ctx context.Context, d *directory) (*plan, error) {
 	return p, nil
 }
 
-// named gives the hosts that follow from the name: one per gateway's zone.
+// named gives the hosts that follow from the name: one per zone of the gateways
+// that were asked for, else the one in the grid's zone, else one per zone of the
+// gateways that were chosen here.
 func (p *plan) named() error {
 	p.exposure.Hosts = nil
+	if p.zone != "" {
+		p.exposure.Hosts = []string{p.name + "." + p.zone}
+		return nil
+	}
 	for _, g := range p.gateways {
 		if z := g.Gateway.Zone; z != "" && !slices.Contains(p.exposure.Hosts, p.name+"."+z) {
 			p.exposure.Hosts = append(p.exposure.Hosts, p.name+"."+z)

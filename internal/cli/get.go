@@ -9,6 +9,7 @@ import (
 	"webgw.dev/webgw"
 	"webgw.dev/webgw/client"
 	"webgw.dev/webgw/client/manifest"
+	"webgw.dev/webgw/internal/idn"
 )
 
 type getVerb struct {
@@ -84,7 +85,7 @@ func (v *getVerb) Run(ctx context.Context, a *app) error {
 		if err != nil {
 			return err
 		}
-		rows = append(rows, []string{string(r.Kind), r.Name, owner, expires, what})
+		rows = append(rows, []string{string(r.Kind), idn.Both(r.Name), owner, expires, what})
 	}
 	if len(rows) == 1 {
 		a.notef("there is nothing\n")
@@ -131,7 +132,11 @@ func summary(ctx context.Context, d *directory, r *webgw.Record) (string, error)
 	switch {
 	case r.Exposure != nil:
 		e := r.Exposure
-		what := strings.Join(e.Hosts, " ")
+		hosts := make([]string, len(e.Hosts))
+		for i, h := range e.Hosts {
+			hosts[i] = idn.Both(h)
+		}
+		what := strings.Join(hosts, " ")
 		if ports, ok := e.Ports(); ok {
 			what = strings.TrimSpace(what + " port " + ports.String())
 		}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"webgw.dev/webgw"
 	"webgw.dev/webgw/internal/daemon"
@@ -28,12 +29,14 @@ type gatewayVerb struct {
 // embeddedRegistry are the flags of the registry that a gateway embeds. They
 // are the section registry of the settings file.
 type embeddedRegistry struct {
-	Admit         []string `yaml:"admit" section:"registry" help:"Embedded registry: identities that may declare records; none, or 'open', admits everybody." placeholder:"ID"`
-	Quota         int      `yaml:"quota" section:"registry" help:"Embedded registry: live records that one owner may hold; 0 is the default."`
-	EtcdEndpoints []string `name:"etcd-endpoint" yaml:"etcd-endpoints" section:"registry" help:"Embedded registry: URL of an external etcd." placeholder:"URL"`
-	EtcdCA        string   `name:"etcd-ca" yaml:"etcd-ca" section:"registry" help:"Embedded registry: PEM file of etcd's authorities." placeholder:"FILE"`
-	EtcdCert      string   `name:"etcd-cert" yaml:"etcd-cert" section:"registry" help:"Embedded registry: PEM file of the certificate to show to etcd." placeholder:"FILE"`
-	EtcdKey       string   `name:"etcd-key" yaml:"etcd-key" section:"registry" help:"Embedded registry: PEM file of its key." placeholder:"FILE"`
+	Admit         []string      `yaml:"admit" section:"registry" help:"Embedded registry: identities that may declare records; none, or 'open', admits everybody." placeholder:"ID"`
+	Quota         int           `yaml:"quota" section:"registry" help:"Embedded registry: live records that one owner may hold; 0 is the default."`
+	NameGrace     time.Duration `name:"name-grace" yaml:"name-grace" section:"registry" help:"Embedded registry: how long a freed name stays its former owner's; 0 is 24h." placeholder:"TIME"`
+	GridZone      string        `name:"grid-zone" yaml:"grid-zone" section:"registry" help:"Embedded registry: DNS zone of the whole grid." placeholder:"DOMAIN"`
+	EtcdEndpoints []string      `name:"etcd-endpoint" yaml:"etcd-endpoints" section:"registry" help:"Embedded registry: URL of an external etcd." placeholder:"URL"`
+	EtcdCA        string        `name:"etcd-ca" yaml:"etcd-ca" section:"registry" help:"Embedded registry: PEM file of etcd's authorities." placeholder:"FILE"`
+	EtcdCert      string        `name:"etcd-cert" yaml:"etcd-cert" section:"registry" help:"Embedded registry: PEM file of the certificate to show to etcd." placeholder:"FILE"`
+	EtcdKey       string        `name:"etcd-key" yaml:"etcd-key" section:"registry" help:"Embedded registry: PEM file of its key." placeholder:"FILE"`
 }
 
 type nodeVerb struct {
@@ -48,7 +51,7 @@ func (v *registryVerb) Run(ctx context.Context, a *app) error {
 
 func (v *gatewayVerb) Run(ctx context.Context, a *app) error {
 	e := v.Embedded
-	v.Config.Embedded = daemon.RegistryConfig{Admit: e.Admit, Quota: e.Quota, EtcdEndpoints: e.EtcdEndpoints, EtcdCA: e.EtcdCA, EtcdCert: e.EtcdCert, EtcdKey: e.EtcdKey}
+	v.Config.Embedded = daemon.RegistryConfig{Admit: e.Admit, Quota: e.Quota, NameGrace: e.NameGrace, GridZone: e.GridZone, EtcdEndpoints: e.EtcdEndpoints, EtcdCA: e.EtcdCA, EtcdCert: e.EtcdCert, EtcdKey: e.EtcdKey}
 	if err := v.Config.Validate(); err != nil {
 		return a.settings.locate("registry", err)
 	}

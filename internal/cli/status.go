@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"webgw.dev/webgw"
+	"webgw.dev/webgw/internal/idn"
 )
 
 type statusVerb struct {
@@ -136,7 +137,7 @@ func (v *describeVerb) Run(ctx context.Context, a *app) error {
 	if r.Owner == c.Key.ID() {
 		signer += " (you)"
 	}
-	a.printf("%s %s\n", r.Kind, printable(r.Name))
+	a.printf("%s %s\n", r.Kind, printable(idn.Both(r.Name)))
 	line := func(what, format string, args ...any) {
 		a.printf("  %-12s %s\n", what, printable(fmt.Sprintf(format, args...)))
 	}
@@ -157,6 +158,11 @@ func (v *describeVerb) Run(ctx context.Context, a *app) error {
 		}
 		for _, u := range out.URLs {
 			line("public", "%s", u)
+		}
+		for _, h := range e.Hosts {
+			if shown := idn.Unicode(h); shown != "" {
+				line("reads", "%s", shown)
+			}
 		}
 		if out.Status != nil {
 			line("state", "%s: %s", strings.TrimSpace(mark(out.Status.Up)), out.Status.Why)

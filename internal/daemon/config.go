@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"webgw.dev/webgw"
 	"webgw.dev/webgw/internal/netx"
@@ -30,15 +31,17 @@ type Common struct {
 type RegistryConfig struct {
 	Common `yaml:",inline"`
 
-	Listen        string   `yaml:"listen" help:"host:port of the registry's API; empty is :8443." placeholder:"HOST:PORT"`
-	Address       string   `yaml:"address" help:"host:port by which others reach the registry; empty is the host name and the port of listen." placeholder:"HOST:PORT"`
-	EtcdEndpoints []string `name:"etcd-endpoint" yaml:"etcd-endpoints" help:"URL of an external etcd; none embeds one in the state directory." placeholder:"URL"`
-	EtcdCA        string   `name:"etcd-ca" yaml:"etcd-ca" help:"PEM file of the authorities that the external etcd's certificate must chain to." placeholder:"FILE"`
-	EtcdCert      string   `name:"etcd-cert" yaml:"etcd-cert" help:"PEM file of the certificate to show to the external etcd." placeholder:"FILE"`
-	EtcdKey       string   `name:"etcd-key" yaml:"etcd-key" help:"PEM file of that certificate's key." placeholder:"FILE"`
-	Admit         []string `yaml:"admit" help:"Identities that may declare records; none, or 'open', admits everybody within the quota." placeholder:"ID"`
-	Quota         int      `yaml:"quota" help:"Live records that one owner may hold; 0 is the registry's default."`
-	WriteRate     float64  `name:"write-rate" yaml:"write-rate" help:"Writes a second that one identity may do over time; 0 is the registry's default." placeholder:"N"`
+	Listen        string        `yaml:"listen" help:"host:port of the registry's API; empty is :8443." placeholder:"HOST:PORT"`
+	Address       string        `yaml:"address" help:"host:port by which others reach the registry; empty is the host name and the port of listen." placeholder:"HOST:PORT"`
+	EtcdEndpoints []string      `name:"etcd-endpoint" yaml:"etcd-endpoints" help:"URL of an external etcd; none embeds one in the state directory." placeholder:"URL"`
+	EtcdCA        string        `name:"etcd-ca" yaml:"etcd-ca" help:"PEM file of the authorities that the external etcd's certificate must chain to." placeholder:"FILE"`
+	EtcdCert      string        `name:"etcd-cert" yaml:"etcd-cert" help:"PEM file of the certificate to show to the external etcd." placeholder:"FILE"`
+	EtcdKey       string        `name:"etcd-key" yaml:"etcd-key" help:"PEM file of that certificate's key." placeholder:"FILE"`
+	Admit         []string      `yaml:"admit" help:"Identities that may declare records; none, or 'open', admits everybody within the quota." placeholder:"ID"`
+	Quota         int           `yaml:"quota" help:"Live records that one owner may hold; 0 is the registry's default."`
+	NameGrace     time.Duration `name:"name-grace" yaml:"name-grace" help:"How long a freed name stays its former owner's, such as 72h; 0 is the registry's default (24h)." placeholder:"TIME"`
+	GridZone      string        `name:"grid-zone" yaml:"grid-zone" help:"DNS zone of the whole grid, for which every gateway answers." placeholder:"DOMAIN"`
+	WriteRate     float64       `name:"write-rate" yaml:"write-rate" help:"Writes a second that one identity may do over time; 0 is the registry's default." placeholder:"N"`
 }
 
 // GatewayConfig configures the gateway role.
@@ -194,6 +197,14 @@ func (c RegistryConfig) validateEmbedded() error {
 	}
 	if len(c.EtcdEndpoints) == 0 && c.EtcdCA+c.EtcdCert != "" {
 		return invalid("etcd-endpoints", "missing: the etcd TLS files are for an external etcd")
+	}
+	if c.NameGrace < 0 || c.NameGrace > webgw.MaxLifetime {
+		return invalid("name-grace", "must be from 0 to %d hours", int(webgw.MaxLifetime.Hours()))
+	}
+	if c.GridZone != "" {
+		if err := webgw.CheckHost("grid-zone", c.GridZone, false); err != nil {
+			return err
+		}
 	}
 	if c.Quota < 0 {
 		return invalid("quota", "must not be negative")

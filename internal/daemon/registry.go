@@ -70,7 +70,7 @@ func (c RegistryConfig) start(ctx context.Context, g *run.Group, env Env, key id
 	if err != nil {
 		return nil, err
 	}
-	s := &registry.Server{Key: key, Store: kv, Quota: registry.Quota{Records: c.Quota}, Writes: registry.WriteRate{PerSecond: c.WriteRate}, Log: env.Log, Metrics: env.Metrics}
+	s := &registry.Server{Key: key, Store: kv, Quota: registry.Quota{Records: c.Quota}, Writes: registry.WriteRate{PerSecond: c.WriteRate}, Grace: c.NameGrace, Zone: c.GridZone, Log: env.Log, Metrics: env.Metrics}
 	if admitted != nil {
 		s.Admit = func(id webgw.ID) error {
 			if slices.Contains(admitted, id) {

@@ -211,11 +211,12 @@ type Info struct {
 	Protocol int      `json:"protocol"`
 	Epoch    string   `json:"epoch"`
 	Rev      int64    `json:"rev"`
+	Zone     string   `json:"zone,omitempty"` // of the grid, for which every gateway answers
 }
 
 func (s *Server) info(w http.ResponseWriter, _ *http.Request, _ webgw.ID) error {
 	rev, epoch, _, _ := s.mirror.at()
-	return reply(w, http.StatusOK, Info{s.Key.ID(), webgw.Protocol, epoch, rev})
+	return reply(w, http.StatusOK, Info{s.Key.ID(), webgw.Protocol, epoch, rev, s.Zone})
 }
 
 // pathKey reads the record's key from the path. What is no key names nothing.

@@ -248,14 +248,18 @@ func (p *plan) subtree(key string) bool {
 	return p.now.Before(until) && (h.Subtree || slices.ContainsFunc(h.Uses, func(u use) bool { return u.Subtree }))
 }
 
-// zone reports whether host is the apex of a live gateway's zone.
+// zone reports whether host is the apex of the grid's zone or of a live
+// gateway's.
 func (p *plan) zone(host string) bool {
+	if host == p.m.grid {
+		return true
+	}
 	key := "host/" + host
 	uses, _ := p.live(key, p.m.holdings[key])
 	return slices.ContainsFunc(uses, func(u use) bool { return u.Zone })
 }
 
-// inZone reports whether host lies below the apex of a live gateway's zone.
+// inZone reports whether host lies below the apex of such a zone.
 func (p *plan) inZone(host string) bool {
 	for a := above(host); a != ""; a = above(a) {
 		if p.zone(a) {
@@ -293,7 +297,9 @@ func (p *plan) take(r *webgw.Record, c claim) error {
 		return taken(c.field, "choose another name", "the %s name %q is taken", r.Kind, r.Name)
 	}
 	next := holding{Owner: p.owner}
-	if h != nil && len(uses) > 0 {
+	if c.host != "" && p.others(c.key) && p.offered(uses) {
+		uses = nil // handed over
+	} else if h != nil && len(uses) > 0 {
 		next.Owner = h.Owner // a shared zone stays with whoever had it first
 	}
 	for _, u := range uses {
@@ -314,8 +320,11 @@ func (p *plan) takeHost(r *webgw.Record, c claim, uses []use) error {
 	p.on(guard, p.m.guards[domain(c.host)])
 	p.ops[guard] = store.Op{Key: guard}
 
-	if p.others(c.key) && !(c.zone && p.sharesZone(r, uses)) {
+	if p.others(c.key) && !(c.zone && p.sharesZone(r, uses)) && !p.offered(uses) {
 		return taken(c.field, "choose another name", "%q is held by another owner", c.host)
+	}
+	if err := p.besideGrid(c); err != nil {
+		return err
 	}
 	if r.Kind == webgw.KindExposure {
 		for _, u := range uses {
@@ -346,6 +355,9 @@ func (p *plan) takeHost(r *webgw.Record, c claim, uses []use) error {
 	}
 	for a := parent; a != ""; a = above(a) {
 		key := "host/" + a
+		if a == p.m.grid && reserved(labelBelow(c.host, a)) {
+			return taken(c.field, "choose another name", "%q is reserved in the grid's zone %q", c.host, a)
+		}
 		if !p.others(key) {
 			continue
 		}
@@ -362,6 +374,38 @@ func (p *plan) takeHost(r *webgw.Record, c claim, uses []use) error {
 		}
 	}
 	return nil
+}
+
+// besideGrid judges a host name against the zone of the grid, which is nobody's.
+func (p *plan) besideGrid(c claim) error {
+	grid := p.m.grid
+	covered := c.subtree || c.zone
+	switch {
+	case grid == "":
+		return nil
+	case c.host == grid:
+		return taken(c.field, "every gateway answers for it by itself", "%q is the grid's own zone", c.host)
+	case c.host == "*."+grid:
+		return taken(c.field, "name each host instead", "%q would cover the whole zone of the grid", c.host)
+	case c.host == "*."+above(grid), covered && webgw.Under(grid, c.host):
+		return taken(c.field, "choose another name", "%q would cover the grid's zone %q", c.host, grid)
+	}
+	return nil
+}
+
+// offered reports whether the owner of a name, who has nothing there but their
+// claim, has signed in it that the planner's owner may take it. The offer must
+// still stand when the name is taken: it becomes a condition.
+func (p *plan) offered(uses []use) bool {
+	if len(uses) != 1 || uses[0].Record.Kind != webgw.KindName {
+		return false
+	}
+	e := p.m.records[uses[0].Record]
+	if e == nil || e.Record.NameClaim.To != p.owner {
+		return false
+	}
+	p.onRecord(uses[0].Record)
+	return true
 }
 
 // othersBelow reports whether anybody else holds a name below host.

@@ -580,12 +580,12 @@ func TestDomain(t *testing.T) {
 	if got := labelBelow("a.ns1.gent.example", "gent.example"); got != "ns1" {
 		t.Errorf("got %q", got)
 	}
-	for _, l := range []string{"ns", "ns0", "ns9", "admin", "webgw"} {
+	for _, l := range []string{"ns", "ns0", "ns9", "ns10", "mx", "mx1", "admin", "webgw", "www", "acme-challenge", key(1).ID().String()} {
 		if !reserved(l) {
 			t.Errorf("%s is not reserved", l)
 		}
 	}
-	for _, l := range []string{"ns10", "nsa", "www", "n", ""} {
+	for _, l := range []string{"nsa", "www2", "n", "", "mxa"} {
 		if reserved(l) {
 			t.Errorf("%s is reserved", l)
 		}

@@ -89,6 +89,8 @@ func recordKey(k webgw.Key) string { return prefixRecord + k.String() }
 // mirror is the store in memory, in the shape in which it is asked for. One
 // goroutine writes it (Server.follow); whoever reads holds mu for reading.
 type mirror struct {
+	grid string // the grid's zone; never changes
+
 	mu       sync.RWMutex
 	rev      int64
 	epoch    string

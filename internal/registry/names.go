@@ -2,6 +2,9 @@ package registry
 
 import (
 	"strings"
+
+	"webgw.dev/webgw"
+	"webgw.dev/webgw/internal/idn"
 )
 
 // above returns the name one label above host, or "" above a single label.
@@ -21,20 +24,38 @@ func domain(host string) string {
 	return host[strings.LastIndexByte(host[:i], '.')+1:]
 }
 
-// reserved reports whether a label directly below a gateway's zone is kept for
-// the gateway itself: names that people, mail or browsers take for those of
-// whoever runs the zone (RFC 2142, RFC 6762 section 22.1 in spirit), and the
-// zone's own name servers.
+// reserved reports whether a label directly below a gateway's or the grid's
+// zone is kept for whoever runs the zone: names that people, mail or software
+// take for theirs (RFC 2142, RFC 6762 section 22.1 in spirit), and the zone's
+// own servers. docs/spec/records.md lists them. Labels with an underscore
+// (_acme-challenge, _webgw) are no host names and can't be held at all.
 func reserved(label string) bool {
-	if rest, ok := strings.CutPrefix(label, "ns"); ok && (rest == "" || len(rest) == 1 && rest[0] >= '0' && rest[0] <= '9') {
-		return true
+	for _, server := range []string{"ns", "mx"} {
+		if rest, ok := strings.CutPrefix(label, server); ok && strings.Trim(rest, "0123456789") == "" {
+			return true
+		}
 	}
 	switch label {
-	case "webgw", "registry", "gateway", "console", "admin", "abuse", "postmaster", "hostmaster", "webmaster", "security",
-		"mail", "autoconfig", "autodiscover", "wpad":
+	case "webgw", "registry", "gateway", "console", "www", "admin", "administrator", "root", "localhost",
+		"abuse", "postmaster", "hostmaster", "webmaster", "security", "noc", "support", "billing", "login", "sso", "account", "accounts",
+		"dns", "doh", "acme", "acme-challenge", "mail", "smtp", "imap", "pop", "pop3", "mta-sts", "autoconfig", "autodiscover", "openpgpkey", "wpad", "isatap":
 		return true
 	}
-	return false
+	return webgw.LooksLikeID(label)
+}
+
+// checkNames judges the host names of a record as far as they need no other
+// record: the letters of international ones. The record is valid otherwise.
+func checkNames(r *webgw.Record) error {
+	for _, c := range claims(r) {
+		if c.host == "" {
+			continue
+		}
+		if err := idn.Check(c.field, c.host); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // labelBelow returns the label of host that stands directly below zone; host

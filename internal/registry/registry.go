@@ -46,6 +46,11 @@ type Server struct {
 	// negative: it is free at once.
 	Grace time.Duration
 
+	// Zone is the DNS zone of the whole grid, for which every gateway answers
+	// and in which names are given out one by one; "": there is none. It is
+	// nobody's, nor are its wildcard and its reserved labels.
+	Zone string
+
 	Log     *slog.Logger          // nil: discard
 	Metrics prometheus.Registerer // nil: kept, but not registered
 
@@ -81,6 +86,7 @@ var DefaultQuota = Quota{Records: 1000, Names: 1000, Ports: 2000}
 func (s *Server) init() {
 	s.once.Do(func() {
 		s.mirror = newMirror()
+		s.mirror.grid = s.Zone
 		s.reports = &reports{local: map[webgw.ID]*report{}, first: make(chan struct{}, 1)}
 		s.lanes = newLanes()
 		s.tokens = make(chan struct{}, maxWrites)

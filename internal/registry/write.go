@@ -128,6 +128,11 @@ func (s *Server) write(ctx context.Context, caller webgw.ID, key webgw.Key, raw 
 	if err := r.CheckAt(start); err != nil {
 		return 0, err
 	}
+	if !r.Deleted {
+		if err := checkNames(r); err != nil {
+			return 0, err
+		}
+	}
 	if caller != r.Owner {
 		if err := s.admit(caller); err != nil {
 			return 0, err
