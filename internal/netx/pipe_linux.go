@@ -83,10 +83,11 @@ func (p *pipe) discard() {
 }
 
 // Parcel is a number of bytes of a connection on their way inside the kernel.
-// It must be sent or dropped.
+// It must be sent at once.
 type Parcel struct {
-	N int
-	p *pipe
+	N    int
+	p    *pipe
+	lane Lane // left once it is sent, or has to wait
 }
 
 // NextParcel waits for bytes and takes up to most of them without copying them
@@ -98,10 +99,12 @@ func (s *Source) NextParcel(most int) (parcel Parcel, ok bool, err error) {
 	var n int
 	var p *pipe
 	var errno error
+	var lane Lane
 	err = s.raw.Read(func(fd uintptr) bool {
 		if p = borrowPipe(); p == nil {
 			return true
 		}
+		lane = EnterLane()
 		for {
 			n, errno = splice(int(fd), p.w, min(most, pipeSize))
 			if errno != unix.EINTR {
@@ -109,6 +112,7 @@ func (s *Source) NextParcel(most int) (parcel Parcel, ok bool, err error) {
 			}
 		}
 		if errno == unix.EAGAIN {
+			lane.Leave()
 			p.giveBack() // nothing is held while waiting
 			p = nil
 			return false
@@ -121,6 +125,7 @@ func (s *Source) NextParcel(most int) (parcel Parcel, ok bool, err error) {
 		s.bulk = false // all pipes are busy
 		return Parcel{}, false, nil
 	case errno == unix.EINVAL:
+		lane.Leave()
 		p.giveBack()
 		s.bulk, s.noSplice = false, true
 		return Parcel{}, false, nil
@@ -131,6 +136,7 @@ func (s *Source) NextParcel(most int) (parcel Parcel, ok bool, err error) {
 	}
 	if err != nil {
 		if p != nil {
+			lane.Leave()
 			p.giveBack()
 		}
 		return Parcel{}, false, err
@@ -138,7 +144,7 @@ func (s *Source) NextParcel(most int) (parcel Parcel, ok bool, err error) {
 	if n < bulkMin && n < most {
 		s.bulk = false // not enough at a time: copying is cheaper
 	}
-	return Parcel{n, p}, true, nil
+	return Parcel{n, p, lane}, true, nil
 }
 
 // splice moves up to most bytes from one descriptor to the other, one of which
@@ -153,11 +159,18 @@ func splice(from, to, most int) (int, error) {
 func (p Parcel) Send(dst syscall.RawConn, header []byte) error {
 	left := p.N
 	var errno error
+	lane, waited := p.lane, false
 	err := dst.Write(func(fd uintptr) bool {
+		if waited {
+			lane = EnterLane()
+			waited = false
+		}
 		for len(header) > 0 {
 			var n int
 			n, errno = unix.SendmsgN(int(fd), header, nil, nil, unix.MSG_MORE|unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
 			if errno == unix.EAGAIN {
+				lane.Leave()
+				waited = true
 				return false
 			}
 			if errno != nil && errno != unix.EINTR {
@@ -169,6 +182,8 @@ func (p Parcel) Send(dst syscall.RawConn, header []byte) error {
 			var n int
 			n, errno = splice(p.p.r, int(fd), left)
 			if errno == unix.EAGAIN {
+				lane.Leave()
+				waited = true
 				return false
 			}
 			if errno != nil && errno != unix.EINTR {
@@ -181,6 +196,9 @@ func (p Parcel) Send(dst syscall.RawConn, header []byte) error {
 	})
 	if err == nil {
 		err = errno
+	}
+	if !waited {
+		lane.Leave()
 	}
 	if left > 0 {
 		p.p.discard()

@@ -20,6 +20,8 @@ type Source struct {
 	bulk     bool // bytes come in plenty: move them in the kernel
 	noSplice bool // this kind of socket can't
 
+	bulkSeen uint32 // how much bulk work there had been at its last short read
+
 	try func(fd uintptr) bool // made once: a closure per read would be garbage
 	buf *Buffer
 	n   int
@@ -34,12 +36,17 @@ func NewSource(c net.Conn) *Source {
 	}
 	s.try = func(fd uintptr) bool {
 		s.buf = borrowClass(s.class)
+		var lane Lane
+		if s.class >= bulkClass {
+			lane = EnterLane()
+		}
 		for {
 			s.n, s.err = readDescriptor(fd, s.room(s.buf))
 			if s.err != syscall.EINTR {
 				break
 			}
 		}
+		lane.Leave()
 		if s.err == syscall.EAGAIN {
 			s.buf.Return()
 			s.buf = nil
@@ -95,6 +102,9 @@ func (s *Source) took(b *Buffer, n int, err error) (*Buffer, error) {
 			err = s.opError(errno)
 		}
 		return nil, err
+	}
+	if s.raw != nil && s.class == 0 && s.few == 0 && n <= briefRead {
+		s.brief()
 	}
 	switch room := len(b.Free()); {
 	case s.few > 0:
@@ -154,13 +164,13 @@ func (s *Source) Plenty() { s.bulk = s.raw != nil && !s.noSplice }
 const StallAfter = 100 * time.Millisecond
 
 // WriteFrom writes all of p to c and tells src when it took long.
-func WriteFrom(src *Source, c io.Writer, p []byte) error {
+func WriteFrom(src *Source, c net.Conn, p []byte) error {
 	if len(p) < sizes[1] {
 		_, err := c.Write(p)
 		return err
 	}
 	start := time.Now()
-	_, err := c.Write(p)
+	_, err := WriteBulk(c, p)
 	if time.Since(start) > StallAfter {
 		src.Stalled()
 	}

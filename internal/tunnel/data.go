@@ -183,7 +183,9 @@ func (d *dataConn) write(p []byte) (err error) {
 		_, err = d.tls.Write(p)
 	default:
 		d.wire.hold()
+		lane := netx.EnterLane()
 		_, err = d.tls.Write(p)
+		lane.Leave()
 		err = errors.Join(err, d.wire.flush())
 	}
 	d.torn = err != nil
@@ -214,6 +216,9 @@ func (d *dataConn) fill() (err error) {
 		d.in = netx.Borrow(max(tlsRecord, len(d.wire.in.Bytes()))) // a record always fits
 	} else {
 		d.makeRoom()
+	}
+	if d.wire.buffered() && len(d.wire.in.Bytes()) >= bulkFrame {
+		defer netx.EnterLane().Leave()
 	}
 	for {
 		n, err := d.tls.Read(d.in.Free())

@@ -143,7 +143,7 @@ func (w *wire) flushLocked() error {
 	if len(*w.cork) == 0 {
 		return nil
 	}
-	_, err := w.Conn.Write(*w.cork)
+	_, err := netx.WriteBulk(w.Conn, *w.cork)
 	*w.cork = (*w.cork)[:0]
 	return err
 }
