@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -103,11 +104,12 @@ type User struct {
 }
 
 // JWT lets in visitors with a signed token (RFC 7519) in Authorization: Bearer.
-// It must be signed by one of the keys, asymmetrically, and must expire.
+// It must be signed by one of the keys, asymmetrically, and must expire. Without
+// keys, gateways ask the issuer for them (OpenID Connect Discovery 1.0).
 type JWT struct {
-	Issuer    string   `json:"issuer"`              // the token's iss
-	Audiences []string `json:"audiences,omitempty"` // one of them must stand in the token's aud; none: not looked at
-	Keys      string   `json:"keys"`                // JSON Web Key Set (RFC 7517) of public keys
+	Issuer    string   `json:"issuer"`              // the token's iss; an https URL where keys are missing
+	Audiences []string `json:"audiences,omitempty"` // one of them must stand in the token's aud; none: not looked at, which needs keys
+	Keys      string   `json:"keys,omitempty"`      // JSON Web Key Set (RFC 7517) of public keys
 }
 
 // Limits of policies.
@@ -382,6 +384,15 @@ func (j *JWT) validate() error {
 			return err
 		}
 	}
+	if j.Keys == "" {
+		if err := CheckHTTPS("issuer", j.Issuer); err != nil {
+			return err
+		}
+		if len(j.Audiences) == 0 {
+			return invalid("audiences", "missing: many others get tokens of the same issuer")
+		}
+		return nil
+	}
 	if len(j.Keys) > maxKeyText {
 		return invalid("keys", "is longer than %d KiB", maxKeyText>>10)
 	}
@@ -410,6 +421,16 @@ func (j *JWT) validate() error {
 				return invalid("keys", "holds a private key; make a new one, and give its public half only")
 			}
 		}
+	}
+	return nil
+}
+
+// CheckHTTPS checks a URL that gateways fetch things by: https, with a host
+// name, and without user, query and fragment.
+func CheckHTTPS(field, s string) error {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || r == '#' }) {
+		return invalid(field, "%q is not a URL such as https://id.example.org", clip(s, 100))
 	}
 	return nil
 }

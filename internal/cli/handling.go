@@ -114,6 +114,8 @@ type httpFlags struct {
 	HTTPSOnly   bool   `name:"https-only" help:"Redirect plain HTTP."`
 	HSTS        string `name:"hsts" help:"How long browsers are to use https only, such as 365d." placeholder:"TIME"`
 	BasicAuth   string `name:"basic-auth" help:"File of visitors with passwords, as htpasswd -nB -C 10 NAME prints them." placeholder:"FILE"`
+	JWTIssuer   string `name:"jwt-issuer" help:"Issuer (https URL) of the tokens that let visitors in." placeholder:"URL"`
+	JWTAudience string `name:"jwt-audience" help:"Whom the tokens must be for." placeholder:"NAME"`
 	ClientCA    string `name:"client-ca" help:"File of the authorities (PEM) that every visitor must show a certificate of." placeholder:"FILE"`
 	Connect     bool   `name:"connect" help:"Let visitors CONNECT to the target, and speak whatever it speaks."`
 	RewriteHost string `name:"rewrite-host" help:"Host that the workload is asked for, instead of the visitor's." placeholder:"HOST"`
@@ -151,6 +153,12 @@ func (f *httpFlags) shape(e *webgw.Exposure) (err error) {
 	if f.BasicAuth != "" {
 		if p.BasicAuth, err = readPasswords(f.BasicAuth); err != nil {
 			return err
+		}
+	}
+	if f.JWTIssuer+f.JWTAudience != "" {
+		p.JWT = &webgw.JWT{Issuer: f.JWTIssuer}
+		if f.JWTAudience != "" {
+			p.JWT.Audiences = []string{f.JWTAudience}
 		}
 	}
 	if p.ClientCA, err = textOf("client-ca", f.ClientCA); err != nil {

@@ -72,6 +72,28 @@ func (d *direct) control(_, address string) error {
 	return nil
 }
 
+// dialIssuer connects to the issuer of tokens that a policy names, which may be
+// exposed at this very gateway. Else it is judged like a direct target.
+func (d *direct) dialIssuer(ctx context.Context, network, address string) (net.Conn, error) {
+	c, err := d.net.Dial(ctx, network, address, func(_, address string) error {
+		at, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return err
+		}
+		return netx.Judge(at.Addr(), d.allow, netx.Public)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if remote := addrPort(c.RemoteAddr()); !d.owns(remote.Port()) {
+		if err := d.checkSelf(c); err != nil {
+			netx.Reset(c)
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
 // checkSelf refuses a connection of the machine with itself, unless the farmer
 // lists the address and the gateway is not who listens there.
 func (d *direct) checkSelf(c net.Conn) error {

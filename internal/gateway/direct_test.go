@@ -112,3 +112,34 @@ func TestDirectTargetsAreNeverTheGateway(t *testing.T) {
 		}
 	})
 }
+
+// Issuers of tokens are judged like direct targets, but may be exposed here.
+func TestIssuersAreJudged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := memnet.New(1)
+		own := netip.MustParseAddr("8.8.4.4")
+		s := &spy{Host: w.Host("gent", own)}
+		w.Host("id", netip.MustParseAddr("8.8.8.8"))
+		d := direct{s, nil, func() []net.Addr { return nil }, func(port uint16) bool { return port == 443 }}
+		w.Name("id.example", netip.MustParseAddr("10.0.0.1"))
+		for _, h := range []struct {
+			host *memnet.Host
+			port string
+		}{{s.Host, ":443"}, {s.Host, ":9090"}} {
+			l, err := h.host.Listen(t.Context(), "tcp", h.port)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { l.Close() })
+		}
+		for address, ok := range map[string]bool{"8.8.4.4:443": true, "8.8.4.4:9090": false, "id.example:443": false, "127.0.0.1:443": false, "169.254.169.254:443": false} {
+			c, err := d.dialIssuer(t.Context(), "tcp", address)
+			if (err == nil) != ok {
+				t.Error(address, err)
+			}
+			if c != nil {
+				c.Close()
+			}
+		}
+	})
+}

@@ -15,6 +15,7 @@ package ingress
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"log/slog"
 	"net"
 	"net/http"
@@ -98,6 +99,12 @@ type Server struct {
 	Limits       Limits
 	Countries    *Countries // nil: exposures by countries let nobody in
 
+	// DialIssuer connects to the issuers of tokens that policies name: owners
+	// choose where it leads, so that it must judge addresses. nil: policies that
+	// need it let nobody in.
+	DialIssuer  func(ctx context.Context, network, address string) (net.Conn, error)
+	IssuerRoots *x509.CertPool // authorities for their certificates; nil: the system's
+
 	// TrustedProxies are the balancers whose PROXY headers are believed; from
 	// anywhere else such a header is data like any other. A connection from one
 	// of them must begin with the header or with the visitor's own bytes: one
@@ -121,6 +128,7 @@ type Server struct {
 	doors       doors
 	flowDoors   flowDoors
 	buckets     buckets      // of policies' rates
+	issuers     issuers      // of policies' tokens
 	hashing     hashing      // of policies' passwords
 	compressing atomic.Int64 // answers under way
 	quic        *quicPort    // nil: none
@@ -218,6 +226,7 @@ func (s *Server) setup() {
 		s.metrics = newMetrics(s.Metrics, s)
 		s.web = newWeb(s)
 		s.hashing = newHashing()
+		s.issuers.init(s)
 	})
 }
 
@@ -332,6 +341,7 @@ func (s *Server) Shutdown(ctx context.Context) {
 		s.quic.end()
 	}
 	s.web.close()
+	s.issuers.running.Wait()
 	if t := s.table.Load(); t != nil {
 		for _, r := range t.routes {
 			for _, target := range r.targets {

@@ -29,6 +29,7 @@ type metrics struct {
 	join             *prometheus.HistogramVec
 	requests         *prometheus.CounterVec
 	took             *prometheus.HistogramVec
+	issuerFetches    *prometheus.CounterVec
 
 	paced [2]pacedMetrics // in and out
 	http  httpMetrics
@@ -91,6 +92,7 @@ func newMetrics(r prometheus.Registerer, s *Server) *metrics {
 		requests:         counter("requests_total", "HTTP requests answered, by version and class of status.", "version", "status"),
 		took:             histogram("request_seconds", "How long HTTP requests took.", 1e-4, "version"),
 	}
+	m.issuerFetches = counter("issuer_fetches_total", "Times that token issuers were asked for their keys, by result.", "result")
 	m.http = m.childrenOfHTTP()
 	waited := counter("bandwidth_wait_seconds_total", "Time that bytes have waited for limits on bandwidth, of all streams and requests together.", "direction")
 	dropped := counter("bandwidth_dropped_total", "Datagrams dropped by limits on bandwidth.", "direction")
@@ -98,7 +100,7 @@ func newMetrics(r prometheus.Registerer, s *Server) *metrics {
 		m.paced[i] = pacedMetrics{waited.WithLabelValues(direction), dropped.WithLabelValues(direction)}
 	}
 	if r != nil {
-		r.MustRegister(m.accepted, m.acceptErrors, m.refusals, m.panics, m.datagramsDropped, m.streams, m.results, m.bytes, m.open, m.openErrors, m.join, m.requests, m.took, waited, dropped,
+		r.MustRegister(m.accepted, m.acceptErrors, m.refusals, m.panics, m.datagramsDropped, m.streams, m.results, m.bytes, m.open, m.openErrors, m.join, m.requests, m.took, waited, dropped, m.issuerFetches,
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "webgw_ingress_connections", Help: "Open connections of visitors."},
 				func() float64 { return float64(s.doors.total.Load()) }))
 	}

@@ -21,6 +21,7 @@ const (
 	reasonBody      = "policy_body"
 	reasonAnswer    = "policy_answer"
 	reasonAuth      = "policy_auth"
+	reasonIssuer    = "policy_issuer"
 	reasonClient    = "policy_certificate"
 	reasonPath      = "ambiguous_path" // where rules look at paths
 )

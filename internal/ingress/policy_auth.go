@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -12,6 +13,7 @@ import (
 	"net/netip"
 	"net/url"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -83,6 +85,8 @@ func newAuthenticator(p *webgw.Policy) (*authenticator, error) {
 	rand.Read(a.secret[:]) // never fails
 	if p.JWT != nil {
 		a.jwt = p.JWT
+	}
+	if p.JWT != nil && p.JWT.Keys != "" {
 		if err := json.Unmarshal([]byte(p.JWT.Keys), &a.keys); err != nil {
 			a.keys = jose.JSONWebKeySet{}
 			return a, err
@@ -156,7 +160,7 @@ func (a *authenticator) identify(s *Server, r *http.Request, from netip.Addr) (w
 		who, err = a.checkPassword(s, r, key, credential)
 		until = now.Add(goodFor)
 	} else {
-		who, until, err = a.checkToken(credential, now)
+		who, until, err = a.checkToken(s, r.Context(), credential, now)
 	}
 	switch err {
 	case nil:
@@ -258,7 +262,7 @@ func matches(h webgw.PasswordHash, password string) bool {
 
 // checkToken checks a signed token, and returns its subject and until when it
 // may be remembered.
-func (a *authenticator) checkToken(token string, now time.Time) (who string, until time.Time, err error) {
+func (a *authenticator) checkToken(s *Server, ctx context.Context, token string, now time.Time) (who string, until time.Time, err error) {
 	t, err := jwt.ParseSigned(token, algorithms)
 	if err != nil || len(t.Headers) != 1 {
 		return "", until, errWrong
@@ -266,10 +270,22 @@ func (a *authenticator) checkToken(token string, now time.Time) (who string, unt
 	h := t.Headers[0]
 	var claims jwt.Claims
 	found := false
-	for _, k := range a.keys.Keys {
-		if h.KeyID != "" && k.KeyID != "" && k.KeyID != h.KeyID || k.Algorithm != "" && k.Algorithm != h.Algorithm || k.Use != "" && k.Use != "sig" || !k.Valid() || !k.IsPublic() {
+	keys := a.keys.Keys
+	if a.jwt.Keys == "" {
+		// What the token says of itself is not to be believed yet, but spares asking
+		// on behalf of those that can't be good.
+		if t.UnsafeClaimsWithoutVerification(&claims) != nil || claims.Issuer != a.jwt.Issuer || claims.Expiry == nil || claims.Expiry.Time().Add(leeway).Before(now) {
+			return "", until, errWrong
+		}
+		if keys, err = s.issuer(a.jwt.Issuer).keysFor(ctx, h.KeyID); err != nil {
+			return "", until, err
+		}
+	}
+	for _, k := range keys {
+		if h.KeyID != "" && k.KeyID != "" && k.KeyID != h.KeyID || k.Algorithm != "" && k.Algorithm != h.Algorithm || !usable(&k) || !slices.Contains(algorithmsOf(&k), jose.SignatureAlgorithm(h.Algorithm)) {
 			continue
 		}
+		claims = jwt.Claims{}
 		if t.Claims(k, &claims) == nil {
 			found = true
 			break

@@ -17,6 +17,7 @@ var (
 	tooOften     = page{429, "too_many_requests", "Too many requests have come from here, or to this name, in a short time.", 0}
 	guessing     = page{429, "too_many_attempts", "Too many wrong passwords or tokens have come from here.", 0}
 	hashesBusy   = page{503, "auth_busy", "Too many visitors are identifying themselves at once.", 2}
+	issuerAway   = page{503, "issuer_unavailable", "It can't be found out now who visitors are.", 10}
 	bodyTooLarge = page{413, "body_too_large", "The body of the request is larger than this name takes.", 0}
 	answerLarge  = page{502, "answer_too_large", "The answer of the workload is larger than this name gives.", 0}
 	exposureBusy = page{503, "concurrency_limit", "Too many requests are under way to this name.", 1}
@@ -114,6 +115,8 @@ func (x *exchange) govern(g *guard) (refusal *page, reason string) {
 			return x.later(&guessing, wait), reasonAuth
 		case errHashes:
 			return &hashesBusy, reasonAuth
+		case errIssuer:
+			return &issuerAway, reasonIssuer
 		default:
 			x.ruled.answer["Www-Authenticate"] = g.auth.challenges(x.host, err == errWrong)
 			return &unknownUser, reasonAuth

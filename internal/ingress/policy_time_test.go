@@ -70,6 +70,9 @@ func TestRequestsHaveTheirTime(t *testing.T) {
 				res.Body.Close()
 				took("begun", start)
 
+				if upstream == webgw.UpstreamH2C {
+					continue // net/http's reverse proxy writes under a lock that its flushes wait for, which stops a bubble
+				}
 				start = time.Now()
 				if res, err = c.Get("https://a.example/much"); err != nil { // of which nothing is taken
 					t.Fatal(version, err)

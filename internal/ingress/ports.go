@@ -153,6 +153,11 @@ func (s *Server) Problems() (problems []webgw.Problem) {
 		if p := r.Exposure.Policy; p != nil && s.Countries == nil && len(p.AllowCountries)+len(p.DenyCountries) > 0 {
 			problems = append(problems, webgw.Problem{Exposure: r.Key, Code: NoCountries, Text: "this gateway has no country database, so that nobody is let in"})
 		}
+		if p := r.Exposure.Policy; p != nil && p.JWT != nil && p.JWT.Keys == "" {
+			if why := s.issuer(p.JWT.Issuer).trouble(); why != nil {
+				problems = append(problems, webgw.Problem{Exposure: r.Key, Code: IssuerUnavailable, Text: "the keys of " + p.JWT.Issuer + " can't be had: " + why.Error()})
+			}
+		}
 		if r.Exposure.UpstreamTLS != nil {
 			for _, target := range r.targets {
 				if why := target.secure.trouble.Load(); why != nil {
