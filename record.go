@@ -15,13 +15,14 @@ const (
 	KindGateway  Kind = "gateway"
 	KindNode     Kind = "node"
 	KindName     Kind = "name"
+	KindZone     Kind = "zone"
 	KindNetwork  Kind = "network"
 	KindExposure Kind = "exposure"
 )
 
 // Kinds lists every kind, in the order in which they apply: what a record may
 // refer to comes before it.
-var Kinds = []Kind{KindFarm, KindGateway, KindNode, KindName, KindNetwork, KindExposure}
+var Kinds = []Kind{KindFarm, KindGateway, KindNode, KindName, KindZone, KindNetwork, KindExposure}
 
 // ParseKind reads a kind in singular or plural.
 func ParseKind(s string) (Kind, error) {
@@ -30,7 +31,7 @@ func ParseKind(s string) (Kind, error) {
 			return k, nil
 		}
 	}
-	return "", invalid("kind", "%q is not a kind; known are farm, gateway, node, name, network, exposure", clip(s, 40))
+	return "", invalid("kind", "%q is not a kind; known are farm, gateway, node, name, zone, network, exposure", clip(s, 40))
 }
 
 // Limits of records. They bound what one signature can make others hold.
@@ -77,7 +78,7 @@ func (k Key) validate() error {
 	if k.Owner.IsZero() {
 		return invalid("owner", "missing")
 	}
-	if k.Kind == KindName {
+	if k.Kind == KindName || k.Kind == KindZone {
 		_, err := checkHost("name", k.Name, false)
 		return err
 	}
@@ -103,6 +104,7 @@ type Record struct {
 	Gateway   *Gateway   `json:"gateway,omitempty"`
 	Node      *Node      `json:"node,omitempty"`
 	NameClaim *NameClaim `json:"claim,omitempty"`
+	Zone      *Zone      `json:"zone,omitempty"`
 	Network   *Network   `json:"network,omitempty"`
 	Exposure  *Exposure  `json:"exposure,omitempty"`
 }
@@ -145,6 +147,12 @@ func (r *Record) body() (b interface{ validate() error }, set int) {
 		set++
 		if r.Kind == KindName {
 			b = r.NameClaim
+		}
+	}
+	if r.Zone != nil {
+		set++
+		if r.Kind == KindZone {
+			b = zoneOf{r.Name, r.Zone}
 		}
 	}
 	if r.Network != nil {

@@ -23,6 +23,9 @@ func testRecord(k Kind) *Record {
 		r.Gateway = &Gateway{Farmer: testID(2), Addresses: []string{"192.0.2.1:443", "[2001:db8::1]:443", "gent.example:443"}, Zone: "gent.example", HTTPPort: 80, TLSPort: 443, Ports: "20000-20999"}
 	case KindNode:
 		r.Node = &Node{Farmer: testID(2), Owners: []ID{testID(3)}}
+	case KindZone:
+		r.Name = "zone.example"
+		r.Zone = &Zone{Gateways: []ID{testID(4)}, Records: []DNSRecord{{Name: "@", Type: TypeMX, TTL: 60, Value: "10 mail.zone.example"}, {Name: "www", Type: TypeA, Value: "192.0.2.1"}}}
 	case KindName:
 		r.Name, r.NameClaim = "blog.example", &NameClaim{Subtree: true}
 	case KindNetwork:

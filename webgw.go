@@ -14,8 +14,8 @@ package webgw
 //
 // History:
 //
-//	1  2026-11-22  first version: records farm, gateway, node, name, network,
-//	               exposure; tunnel webgw/1; registry API /v1
+//	1  2026-11-22  first version: records farm, gateway, node, name, zone,
+//	               network, exposure; tunnel webgw/1; registry API /v1
 const Protocol = 1
 
 // MinProtocol is the oldest version still understood.

@@ -23,7 +23,7 @@ import (
 
 // Kinds lists what a manifest may declare. Gateways and nodes declare
 // themselves.
-var Kinds = []webgw.Kind{webgw.KindFarm, webgw.KindName, webgw.KindNetwork, webgw.KindExposure}
+var Kinds = []webgw.Kind{webgw.KindFarm, webgw.KindName, webgw.KindZone, webgw.KindNetwork, webgw.KindExposure}
 
 // DefaultLifetime of what a manifest declares, if it says nothing.
 const DefaultLifetime = 365 * 24 * time.Hour
@@ -91,7 +91,7 @@ func parse(d *document) (*Manifest, error) {
 			if kind == webgw.KindGateway || kind == webgw.KindNode {
 				hint = "; a " + text + " declares itself when it runs"
 			}
-			return nil, d.errorAt(placeOf(kv.Value.GetToken()), "kind", "%q can't be declared here; exposure, name, farm and network can%s", clip(text), hint)
+			return nil, d.errorAt(placeOf(kv.Value.GetToken()), "kind", "%q can't be declared here; exposure, name, zone, farm and network can%s", clip(text), hint)
 		}
 	}
 	m := &Manifest{Kind: kind, doc: d}
@@ -106,11 +106,14 @@ func parse(d *document) (*Manifest, error) {
 	case webgw.KindFarm:
 		b := &farm{}
 		m.body, h = b, &b.head
+	case webgw.KindZone:
+		b := &zone{}
+		m.body, h = b, &b.head
 	case webgw.KindNetwork:
 		b := &network{}
 		m.body, h = b, &b.head
 	default:
-		return nil, d.errorAt(d.places[""], "kind", "missing: exposure, name, farm or network")
+		return nil, d.errorAt(d.places[""], "kind", "missing: exposure, name, zone, farm or network")
 	}
 	if err := d.decode(m.body); err != nil {
 		return nil, err
@@ -119,7 +122,7 @@ func parse(d *document) (*Manifest, error) {
 		return nil, d.errorAt(d.places[""], "name", "missing")
 	}
 	m.Name, m.Lifetime = h.Name, time.Duration(h.Lifetime)
-	if kind == webgw.KindName {
+	if kind == webgw.KindName || kind == webgw.KindZone {
 		var err error
 		if m.Name, err = Host("name", h.Name, false); err != nil {
 			return nil, d.locate(err)
@@ -160,7 +163,7 @@ func (m *Manifest) Locate(err error) error {
 		c.Field = "exposure.port"
 	}
 	// The manifest has the body's fields beside the header's.
-	for _, prefix := range []string{"exposure.", "claim.", "farm.", "network."} {
+	for _, prefix := range []string{"exposure.", "claim.", "zone.", "farm.", "network."} {
 		c.Field = strings.TrimPrefix(c.Field, prefix)
 	}
 	return m.doc.locate(&c)
@@ -197,6 +200,12 @@ func Format(r *webgw.Record, label func(kind webgw.Kind, id webgw.ID) string) ([
 		b = e
 	case r.NameClaim != nil:
 		b = name{head: h, Subtree: r.NameClaim.Subtree, To: r.NameClaim.To.String()}
+	case r.Zone != nil:
+		z := zone{head: h, Records: r.Zone.Records}
+		for _, g := range r.Zone.Gateways {
+			z.Gateways = append(z.Gateways, ref(webgw.KindGateway, g))
+		}
+		b = z
 	case r.Farm != nil:
 		f := farm{head: h, Description: r.Farm.Description, Contact: r.Farm.Contact}
 		for _, n := range r.Farm.Nodes {
@@ -340,6 +349,12 @@ type name struct {
 	To      string `yaml:"to,omitempty"` // an identity
 }
 
+type zone struct {
+	head     `yaml:",inline"`
+	Gateways []Ref             `yaml:"gateways"`
+	Records  []webgw.DNSRecord `yaml:"records,omitempty"`
+}
+
 type farm struct {
 	head        `yaml:",inline"`
 	Description string `yaml:"description,omitempty"`
@@ -406,6 +421,32 @@ func (n *name) fill(r *webgw.Record, _ *resolver) error {
 	}
 	r.NameClaim.To = to
 	return err
+}
+
+func (z *zone) fill(r *webgw.Record, res *resolver) (err error) {
+	x := &webgw.Zone{}
+	if x.Gateways, err = res.all(webgw.KindGateway, z.Gateways); err != nil {
+		return err
+	}
+	for i, d := range z.Records {
+		if d, err = webgw.NormalizeDNS(r.Name, d); err != nil {
+			return inField(fmt.Sprintf("records[%d]", i), err)
+		}
+		x.Records = append(x.Records, d)
+	}
+	r.Zone = x
+	return nil
+}
+
+// inField names the field of an error as one of parent's.
+func inField(parent string, err error) error {
+	e, ok := errors.AsType[*webgw.Error](err)
+	if !ok {
+		return err
+	}
+	c := *e
+	c.Field = strings.TrimSuffix(parent+"."+c.Field, ".")
+	return &c
 }
 
 func (f *farm) fill(r *webgw.Record, res *resolver) (err error) {

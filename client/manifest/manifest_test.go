@@ -64,6 +64,13 @@ kind: name
 name: Blog.Example.
 subtree: true
 ---
+kind: zone
+name: Bücher.example
+gateways: [gent]
+records:
+- {name: "@", type: mx, value: 10 Mail.example.org.}
+- {name: WWW.xn--bcher-kva.example., type: AAAA, ttl: 60, value: "2001:DB8::1"}
+---
 kind: farm
 name: attic
 description: Two machines
@@ -86,8 +93,8 @@ func TestParse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(rs) != 4 {
-		t.Fatalf("%d records, want 4", len(rs))
+	if len(rs) != 5 {
+		t.Fatalf("%d records, want 5", len(rs))
 	}
 	want := &webgw.Exposure{Protocol: webgw.HTTP, Hosts: []string{"blog.gent.example", "*.blog.gent.example", "xn--bcher-kva.example"},
 		Gateways: []webgw.ID{testID(1), testID(2)},
@@ -101,10 +108,15 @@ func TestParse(t *testing.T) {
 	if rs[1].Name != "blog.example" || !rs[1].NameClaim.Subtree {
 		t.Errorf("name %+v", rs[1])
 	}
-	if d := rs[2].Expires.Sub(rs[2].Issued); d != DefaultLifetime {
+	wantZone := &webgw.Zone{Gateways: []webgw.ID{testID(1)}, Records: []webgw.DNSRecord{
+		{Name: "@", Type: webgw.TypeMX, Value: "10 mail.example.org"}, {Name: "www", Type: webgw.TypeAAAA, TTL: 60, Value: "2001:db8::1"}}}
+	if rs[2].Name != "xn--bcher-kva.example" || !reflect.DeepEqual(rs[2].Zone, wantZone) {
+		t.Errorf("zone %+v, want %+v", rs[2].Zone, wantZone)
+	}
+	if d := rs[3].Expires.Sub(rs[3].Issued); d != DefaultLifetime {
 		t.Errorf("default lifetime %v", d)
 	}
-	if got := rs[3].Network.Members[0].ID; got != testID(3) {
+	if got := rs[4].Network.Members[0].ID; got != testID(3) {
 		t.Errorf("member %v", got)
 	}
 }
@@ -170,6 +182,8 @@ func TestErrorsHaveAPlace(t *testing.T) {
 		{"text for list", head + "hosts: a.b\n", "f:4:8: hosts: must be a list, not text"},
 		{"text for number", "kind: exposure\nname: a\nport: x\n", `f:3:7: port: "x" is not a port or a range such as 6000-6100`},
 		{"too large a number", "kind: exposure\nname: a\nport: 70000\n", "f:3:7: port: \"70000\" is not a port or a range such as 6000-6100"},
+		{"a DNS value", "kind: zone\nname: a.b\ngateways: [gent]\nrecords:\n- {name: www, type: A, value: 1.2.3}\n", "f:5:24: records[0].value: \"1.2.3\" is not an IPv4 address"},
+		{"a DNS name elsewhere", "kind: zone\nname: a.b\ngateways: [gent]\nrecords:\n- {name: www.evila.b., type: A, value: 192.0.2.1}\n", "f:5:4: records[0].name: \"www.evila.b.\" is not in the zone a.b"},
 		{"text for truth", "kind: name\nname: a.b\nsubtree: sure\n", "f:3:10: subtree: must be true or false, not text"},
 		{"nothing for text", "kind: exposure\nname:\n", "name: must be text, not nothing"},
 		{"no kind", "name: a\n", "f:1:1: kind: missing"},

@@ -309,7 +309,7 @@ func (d *document) value(path string, n ast.Node, v reflect.Value) error {
 			return wrong("true or false")
 		}
 		v.SetBool(b.Value)
-	case reflect.Int, reflect.Int64, reflect.Uint16:
+	case reflect.Int, reflect.Int64, reflect.Uint16, reflect.Uint32:
 		i, ok := n.(*ast.IntegerNode)
 		if !ok {
 			return wrong("a whole number")
@@ -321,9 +321,9 @@ func (d *document) value(path string, n ast.Node, v reflect.Value) error {
 		case uint64:
 			num = int64(min(x, math.MaxInt64))
 		}
-		if v.Kind() == reflect.Uint16 {
-			if num < 0 || num > math.MaxUint16 {
-				return d.errorAt(at, path, "%s is not a number from 0 to 65535", clip(i.String()))
+		if v.CanUint() {
+			if most := int64(1)<<v.Type().Bits() - 1; num < 0 || num > most {
+				return d.errorAt(at, path, "%s is not a number from 0 to %d", clip(i.String()), most)
 			}
 			v.SetUint(uint64(num))
 			return nil

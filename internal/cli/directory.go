@@ -95,7 +95,7 @@ func (d *directory) gateway(ctx context.Context, id webgw.ID) (*webgw.Record, er
 // find returns the one record of a kind that is meant: the asker's own, else
 // the only one visible by this name or, for gateways and nodes, identity.
 func (d *directory) find(ctx context.Context, kind webgw.Kind, name string) (client.Signed, error) {
-	if kind == webgw.KindName {
+	if kind == webgw.KindName || kind == webgw.KindZone {
 		host, err := manifest.Host("name", name, false)
 		if err != nil {
 			return client.Signed{}, err

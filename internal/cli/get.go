@@ -13,7 +13,7 @@ import (
 )
 
 type getVerb struct {
-	Kind string `arg:"" optional:"" help:"farm, gateway, node, name, network or exposure; none is every kind."`
+	Kind string `arg:"" optional:"" help:"farm, gateway, node, name, zone, network or exposure; none is every kind."`
 	Name string `arg:"" optional:"" help:"Name of the record."`
 	YAML bool   `name:"yaml" help:"Print your records as manifests, which webgw apply takes."`
 	All  bool   `help:"Show what is withdrawn or has expired and is still stored."`
@@ -170,6 +170,8 @@ func summary(ctx context.Context, d *directory, r *webgw.Record) (string, error)
 		return "for " + count(len(r.Node.Owners), "owner"), nil
 	case r.NameClaim != nil && r.NameClaim.Subtree:
 		return "and every name below", nil
+	case r.Zone != nil:
+		return count(len(r.Zone.Records), "record"), nil
 	case r.Farm != nil:
 		return count(len(r.Farm.Nodes), "node") + ", " + count(len(r.Farm.Gateways), "gateway"), nil
 	case r.Network != nil:
@@ -210,7 +212,7 @@ func (v *deleteVerb) Run(ctx context.Context, a *app) error {
 			return err
 		}
 		for _, n := range v.Names {
-			if kind == webgw.KindName {
+			if kind == webgw.KindName || kind == webgw.KindZone {
 				if n, err = manifest.Host("name", n, false); err != nil {
 					return err
 				}

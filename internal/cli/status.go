@@ -81,7 +81,7 @@ func mark(up bool) string {
 }
 
 type describeVerb struct {
-	Kind string `arg:"" help:"farm, gateway, node, name, network or exposure."`
+	Kind string `arg:"" help:"farm, gateway, node, name, zone, network or exposure."`
 	Name string `arg:"" help:"Name of the record, or the identity of a gateway or node."`
 	ownerFlags
 }

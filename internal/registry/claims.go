@@ -80,6 +80,11 @@ func claims(r *webgw.Record) []claim {
 		c := host("name", r.Name)
 		c.subtree = r.NameClaim.Subtree
 		return []claim{c}
+	case webgw.KindZone:
+		// What lies below is in the zone's data, and so its owner's to say.
+		c := host("name", r.Name)
+		c.subtree = true
+		return []claim{c}
 	case webgw.KindExposure:
 		var cs []claim
 		for i, h := range r.Exposure.Hosts {
@@ -102,7 +107,7 @@ func hosts(r *webgw.Record) int {
 	switch {
 	case r.Exposure != nil:
 		return len(r.Exposure.Hosts)
-	case r.NameClaim != nil, r.Gateway != nil && r.Gateway.Zone != "":
+	case r.NameClaim != nil, r.Zone != nil, r.Gateway != nil && r.Gateway.Zone != "":
 		return 1
 	}
 	return 0
@@ -119,6 +124,8 @@ func audience(r *webgw.Record) (ids []webgw.ID) {
 				ids = append(ids, t.Node)
 			}
 		}
+	case webgw.KindZone:
+		ids = r.Zone.Gateways
 	case webgw.KindNode:
 		ids = append(ids, r.Node.Owners...)
 		if !r.Node.Farmer.IsZero() {
@@ -479,18 +486,31 @@ func (p *plan) release(k webgw.Key, c claim, at time.Time) error {
 	return p.putHolding(c.key, next)
 }
 
-// refer checks that what an exposure names exists.
+// referGateways checks that the gateways that a field names exist.
+func (p *plan) referGateways(field string, ids []webgw.ID) error {
+	for i, id := range ids {
+		if p.m.gatewayLocked(id, p.now) == nil {
+			return &webgw.Error{Kind: webgw.NotFound, Field: fmt.Sprintf("%s[%d]", field, i), Public: fmt.Sprintf("there is no gateway %s", id), Hint: "list them: webgw get gateways"}
+		}
+	}
+	return nil
+}
+
+// refer checks that what an exposure or a zone names exists.
 func (p *plan) refer(r *webgw.Record) error {
+	if r.Kind == webgw.KindZone {
+		return p.referGateways("zone.gateways", r.Zone.Gateways)
+	}
 	if r.Kind != webgw.KindExposure {
 		return nil
 	}
 	x := r.Exposure
+	if err := p.referGateways("exposure.gateways", x.Gateways); err != nil {
+		return err
+	}
 	for i, id := range x.Gateways {
 		field := fmt.Sprintf("exposure.gateways[%d]", i)
 		g := p.m.gatewayLocked(id, p.now)
-		if g == nil {
-			return &webgw.Error{Kind: webgw.NotFound, Field: field, Public: fmt.Sprintf("there is no gateway %s", id), Hint: "list them: webgw get gateways"}
-		}
 		if ports, ok := x.Ports(); ok && !g.Record.Gateway.Ports.Covers(ports) {
 			offer := string(g.Record.Gateway.Ports)
 			if offer == "" {

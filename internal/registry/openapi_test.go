@@ -17,6 +17,7 @@ import (
 func TestExposureIsDocumented(t *testing.T) {
 	s := loadSchema(t)
 	compareFields(t, "exposure", reflect.TypeFor[webgw.Exposure](), s.doc.Components.Schemas["Exposure"].Value)
+	compareFields(t, "zone", reflect.TypeFor[webgw.Zone](), s.doc.Components.Schemas["Zone"].Value)
 }
 
 func compareFields(t *testing.T, path string, typ reflect.Type, s *openapi3.Schema) {

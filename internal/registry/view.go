@@ -27,7 +27,7 @@ func (m *mirror) visibleLocked(id webgw.ID, e *entry) bool {
 	switch e.key.Kind {
 	case webgw.KindGateway, webgw.KindFarm:
 		return true
-	case webgw.KindExposure:
+	case webgw.KindExposure, webgw.KindZone:
 		_, named := e.meta.Audience[id]
 		return named
 	case webgw.KindNode:
@@ -179,6 +179,8 @@ func (m *mirror) concernsLocked(scope Scope, id webgw.ID, since int64, now time.
 		switch {
 		case scope == ScopeOwner && k.Kind == webgw.KindNode:
 			add(e, false)
+		case scope == ScopeGateway && k.Kind == webgw.KindZone:
+			add(e, false)
 		case scope != ScopeOwner && k.Kind == webgw.KindExposure:
 			exposure(e)
 		}
@@ -209,6 +211,10 @@ func (m *mirror) publishLocked(e *entry) {
 		tell(e.key.Owner, ScopeOwner)
 	}
 	switch e.key.Kind {
+	case webgw.KindZone:
+		for id := range e.meta.Audience {
+			tell(id, ScopeGateway)
+		}
 	case webgw.KindExposure:
 		nodes, gateways := m.targetsLocked(e), m.withLocked(ScopeNode, e)
 		tell(e.key.Owner, ScopeOwner, nodes...)
