@@ -42,7 +42,6 @@ type visit struct {
 	asked   string // the host that its PROXY header says the visitor asked for, normalized; "": it does not say
 	counted bool   // against the limits, under the shard's lock
 	held    *Route // it counts against; set before it is served
-	arrived atomic.Bool
 	gone    atomic.Bool
 	joint   atomic.Pointer[Stream]    // that it is joined with
 	paced   atomic.Pointer[pacedConn] // raw, if limits on bandwidth bound it
@@ -91,7 +90,6 @@ func (s *Server) Listen(ctx context.Context) error {
 		s.fixed = append(s.fixed, &listener{l, f.speaks, f.serve})
 	}
 	s.bound = true
-	s.web.start()
 	for _, l := range s.fixed {
 		s.listeners.Go(func() { s.accept(l) })
 		if s.QUIC && l.speaks == "tls" {
@@ -148,7 +146,6 @@ func (s *Server) accept(l *listener) {
 			continue
 		}
 		s.visits.Add(1)
-		s.arriving.Add(1)
 		go s.serve(l, v)
 	}
 }
@@ -163,7 +160,6 @@ func (s *Server) serve(l *listener, v *visit) {
 		}
 	}
 	l.serve(v)
-	v.arrive()
 }
 
 // mourn is deferred by whoever serves v: a bug there ends that connection
@@ -177,16 +173,8 @@ func (s *Server) mourn(v *visit) {
 	}
 }
 
-// arrive notes, once, that the visit has been passed on or has ended.
-func (v *visit) arrive() {
-	if v.arrived.CompareAndSwap(false, true) {
-		v.server.arriving.Done()
-	}
-}
-
 // leave takes the visit off the books, once; its connection is closed.
 func (v *visit) leave() {
-	v.arrive()
 	if v.gone.CompareAndSwap(false, true) {
 		v.unhold()
 		if v.passes != nil {
@@ -218,7 +206,6 @@ func (s *Server) serveTLS(v *visit) {
 	}
 	for _, p := range seen.hello.ALPN {
 		if h := s.Handlers[p]; h != nil {
-			v.arrive()
 			s.doors.uncount(v)
 			defer v.leave()
 			h(s.ctx, v.raw, seen.head)

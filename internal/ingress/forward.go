@@ -172,7 +172,6 @@ type passage struct {
 // are. head was read already; the port lies so far above the exposure's first.
 // What can't be connected is reset.
 func (s *Server) forward(v *visit, r *Route, head []byte, host string, above uint16) {
-	v.arrive()
 	if reason := s.admitStream(v, r); reason != "" {
 		s.turnAway(v, reason, nil)
 		return

@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"encoding/hex"
-	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -21,53 +20,25 @@ import (
 	"webgw.dev/webgw/internal/netx"
 )
 
-// web serves HTTP: HTTP/1 by http1, HTTP/2 by net/http's server behind frames. Requests are passed on
+// web serves HTTP: HTTP/1 by http1, HTTP/2 by conn2. Requests are passed on
 // over HTTP/1.1 by exchange.pass, over HTTP/2 by net/http's reverse proxy; the
 // connections to workloads are streams.
 type web struct {
-	s       *Server
-	server  *http.Server
-	conns   *handover
-	tls     *tls.Config
-	proxy   *httputil.ReverseProxy
-	serving sync.WaitGroup
+	s     *Server
+	tls   *tls.Config
+	proxy *httputil.ReverseProxy
 
 	mu       sync.Mutex
-	open     map[*http1]struct{}
+	open     map[server]struct{}
 	draining bool
 	requests int // under way
 	closed   bool
 	idle     chan struct{} // closed when closed and no request is under way
 }
 
-const maxStreams = 250 // of one HTTP/2 connection
-
 func newWeb(s *Server) *web {
-	w := &web{s: s, open: map[*http1]struct{}{}, idle: make(chan struct{}), conns: &handover{ch: make(chan net.Conn), done: make(chan struct{})}}
+	w := &web{s: s, open: map[server]struct{}{}, idle: make(chan struct{})}
 	errorLog := slog.NewLogLogger(s.log.Handler(), slog.LevelDebug) // of visitors' doing
-	var protocols http.Protocols
-	protocols.SetHTTP1(true)
-	protocols.SetUnencryptedHTTP2(true) // TLS has ended before; see frames
-	w.server = &http.Server{
-		Handler:           w,
-		ReadHeaderTimeout: s.limits.Hello,
-		IdleTimeout:       s.limits.Idle,
-		MaxHeaderBytes:    maxHead,
-		Protocols:         &protocols,
-		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams: maxStreams,
-			MaxReadFrameSize:     maxFrame,
-			SendPingTimeout:      30 * time.Second,
-			PingTimeout:          15 * time.Second,
-			WriteByteTimeout:     s.limits.Stall,
-		},
-		ErrorLog:    errorLog,
-		BaseContext: func(net.Listener) context.Context { return s.ctx },
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, connKey{}, connOf(c))
-		},
-		DisableGeneralOptionsHandler: true, // "OPTIONS *" is the workload's
-	}
 	w.tls = &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		NextProtos: []string{"h2", "http/1.1"},
@@ -98,29 +69,8 @@ func newWeb(s *Server) *web {
 	return w
 }
 
-// start begins to serve what is handed over.
-func (w *web) start() {
-	w.serving.Go(func() {
-		if err := w.server.Serve(w.conns); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
-			w.s.log.Error("HTTP server ended", "err", err)
-		}
-	})
-}
-
-// shutdown lets requests finish: HTTP/2 is told GOAWAY, HTTP/1 to close.
-func (w *web) shutdown(ctx context.Context) {
-	if err := w.server.Shutdown(ctx); err != nil && ctx.Err() == nil {
-		w.s.log.Warn("HTTP shutdown", "err", err)
-	}
-}
-
 func (w *web) close() {
-	if err := w.server.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-		w.s.log.Debug("HTTP close", "err", err)
-	}
-	w.serving.Wait()
-	// net/http closes connections but waits for no handler; their contexts have
-	// ended with the connections.
+	// Connections are closed; their requests have ended with them.
 	w.mu.Lock()
 	w.closed = true
 	none := w.requests == 0
@@ -130,8 +80,14 @@ func (w *web) close() {
 	}
 }
 
+// server serves one connection.
+type server interface {
+	drain() // it ends after the requests under way
+	end()   // the visitor's requests end
+}
+
 // add notes a connection, unless no more are served.
-func (w *web) add(h *http1) bool {
+func (w *web) add(h server) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed {
@@ -144,15 +100,14 @@ func (w *web) add(h *http1) bool {
 	return true
 }
 
-func (w *web) remove(h *http1) {
+func (w *web) remove(h server) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.open, h)
 }
 
-// drain has connections over HTTP/1 end once they are idle.
+// drain has connections end once they are idle.
 func (w *web) drain() {
-	w.server.SetKeepAlivesEnabled(false)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.draining = true
@@ -163,7 +118,6 @@ func (w *web) drain() {
 
 // cut ends all requests; their connections are reset by the one who calls.
 func (w *web) cut() {
-	w.server.Close() // its errors are those of closing connections
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for h := range w.open {
@@ -187,38 +141,6 @@ func (w *web) end() {
 	defer w.mu.Unlock()
 	if w.requests--; w.requests == 0 && w.closed {
 		close(w.idle)
-	}
-}
-
-// handover is the listener of an HTTP server whose connections come from the
-// corridor.
-type handover struct {
-	ch   chan net.Conn
-	once sync.Once
-	done chan struct{}
-}
-
-func (h *handover) Accept() (net.Conn, error) {
-	select {
-	case c := <-h.ch:
-		return c, nil
-	case <-h.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (h *handover) Close() error {
-	h.once.Do(func() { close(h.done) })
-	return nil
-}
-
-func (h *handover) Addr() net.Addr { return &net.TCPAddr{} }
-
-func (w *web) hand(c net.Conn) {
-	select {
-	case w.conns.ch <- c:
-	case <-w.conns.done:
-		c.Close()
 	}
 }
 
@@ -284,7 +206,7 @@ func (w *web) terminate(v *visit, r *Route, seen sniffed, deadline time.Time) {
 	}
 	c.proof = proved(asks, t)
 	if t.ConnectionState().NegotiatedProtocol == "h2" {
-		w.hand(newFrames(t, v))
+		w.serve2(t)
 		return
 	}
 	w.serve1(t)
@@ -301,9 +223,6 @@ type connInfo struct {
 
 func connOf(c net.Conn) connInfo {
 	var i connInfo
-	if f, ok := c.(*frames); ok {
-		c = f.Conn
-	}
 	if t, ok := c.(*tls.Conn); ok {
 		i.tls, c = true, t.NetConn()
 	}
@@ -400,7 +319,7 @@ func newRequestID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// ServeHTTP serves a request over HTTP/2 or HTTP/3.
+// ServeHTTP serves a request over HTTP/3.
 func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	w.serve(&exchange{ResponseWriter: rw, web: w, conn: r.Context().Value(connKey{}).(connInfo), in: r, ctx: r.Context()})
 }
@@ -477,7 +396,7 @@ func (w *web) serve(x *exchange) {
 	ctx := context.WithValue(x.ctx, exchangeKey{}, x)
 	// Without it, as over HTTP/3, the proxy would end a body that was cut like one
 	// that is whole.
-	ctx = context.WithValue(ctx, http.ServerContextKey, w.server)
+	ctx = context.WithValue(ctx, http.ServerContextKey, new(http.Server))
 	w.proxy.ServeHTTP(x, r.WithContext(ctx))
 }
 
@@ -501,11 +420,11 @@ func hostOf(h string) string {
 // refuses it.
 func (x *exchange) admit() *page {
 	r := x.in
+	if x.refusal != nil {
+		x.host = ""
+		return x.refusal
+	}
 	if x.conn.http1 != nil {
-		if x.refusal != nil {
-			x.host = ""
-			return x.refusal
-		}
 		if p := x.conn.http1.Refusal(); p != nil {
 			return p
 		}
@@ -536,8 +455,8 @@ func (x *exchange) admit() *page {
 	return x.enter(route)
 }
 
-// checkHTTP2 is what head.parse does for HTTP/1, as far as net/http's HTTP/2
-// server doesn't.
+// checkHTTP2 is what head.parse does for HTTP/1, as far as what reads
+// HTTP/2 and HTTP/3 doesn't.
 func checkHTTP2(r *http.Request) *page {
 	fields := 0
 	for _, v := range r.Header {

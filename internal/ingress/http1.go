@@ -83,7 +83,6 @@ func (w *web) serve1(c net.Conn) {
 	h.info = connOf(c)
 	h.info.http1 = h
 	defer c.Close()
-	h.info.c.v.arrive()
 	if !w.add(h) {
 		return
 	}

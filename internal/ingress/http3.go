@@ -254,7 +254,6 @@ func (h *h3Server) enter(c *quic.Conn) (reason string) {
 	h.mu.Lock()
 	h.visits[v] = struct{}{}
 	h.mu.Unlock()
-	v.arrived.Store(true)
 	h.s.visits.Add(1)
 	context.AfterFunc(c.Context(), func() {
 		h.mu.Lock()

@@ -153,7 +153,6 @@ type Server struct {
 	stopped   chan struct{}  // closed when a shutdown is through
 	listeners sync.WaitGroup // accept loops
 	visits    sync.WaitGroup // connections; only accept loops add to it
-	arriving  sync.WaitGroup // those of them whose first bytes have not been understood
 }
 
 // Limits bound what strangers can make the gateway hold. 0 means the default.
@@ -315,28 +314,10 @@ func (s *Server) Shutdown(ctx context.Context) {
 	}
 	s.listeners.Wait()
 	stop := context.AfterFunc(ctx, s.cutAll)
-	arrived := make(chan struct{})
-	go func() {
-		defer close(arrived)
-		s.arriving.Wait()
-	}()
-	web := make(chan struct{})
-	go func() {
-		defer close(web)
-		s.web.drain()
-		// Who came before the end is still answered, unless it takes too long.
-		select {
-		case <-arrived:
-		case <-time.After(arrivalTime):
-		case <-s.ctx.Done():
-		}
-		s.web.shutdown(s.ctx)
-	}()
+	s.web.drain()
 	s.visits.Wait()
-	<-arrived
 	stop()
 	s.cut()
-	<-web
 	if s.quic != nil {
 		s.quic.end()
 	}
@@ -351,10 +332,6 @@ func (s *Server) Shutdown(ctx context.Context) {
 	}
 	close(s.stopped)
 }
-
-// arrivalTime is how long a shutdown waits for visitors who have connected and
-// not yet said what they want: some round trips of a TLS handshake.
-const arrivalTime = time.Second
 
 // cutAll ends everything at once.
 func (s *Server) cutAll() {

@@ -96,7 +96,7 @@ func sniffTLS(c net.Conn, early []byte, deadline time.Time) (s sniffed, reason s
 	return s, reason
 }
 
-// sniffHTTP waits for the first bytes of a request; the rest is the filter's.
+// sniffHTTP waits for the first bytes of a request; the rest is http1's.
 func sniffHTTP(c net.Conn, early []byte, deadline time.Time) (head []byte, reason string) {
 	head, reason = peek(c, early, deadline, maxHead, func(head []byte) bool { return len(head) > 0 })
 	switch {
