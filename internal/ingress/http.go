@@ -157,6 +157,9 @@ type visitConn struct {
 
 	mu        sync.Mutex
 	bandwidth map[*guard]valves
+
+	naming           sync.Once
+	from, node, port string // as fields tell of them
 }
 
 func (c *visitConn) Read(p []byte) (int, error) {

@@ -128,7 +128,7 @@ func (w *web) openHTTP(x *exchange, t *target, prompt bool, alpn string) (netx.C
 
 // askOn sends the request on c and waits for the head of the final answer.
 func (x *exchange) askOn(c *workloadConn) (*http.Response, error) {
-	c.begin(x.ctx)
+	c.begin(x.ctx, x.body)
 	var expect chan struct{}
 	if x.body && hasToken(x.in.Header.Get("Expect"), "100-continue") {
 		expect = make(chan struct{}, 1)
@@ -302,7 +302,7 @@ func isListed(connection []string, name string) bool {
 var heads = sync.Pool{New: func() any { return new([]byte) }}
 
 // appendHead appends the head of the request as the workload gets it. All that
-// comes from the visitor was checked before: by the filter, or by the HTTP/2
+// comes from the visitor was checked before: by the parser, or by the HTTP/2
 // server.
 func (x *exchange) appendHead(b []byte) []byte {
 	r := x.in
@@ -500,6 +500,7 @@ func (x *exchange) switchProtocols(c *workloadConn, res *http.Response) error {
 	if err = errors.Join(err, rw.Flush()); err != nil {
 		return err
 	}
+	c.unlimit()
 	early, err := rw.Reader.Peek(rw.Reader.Buffered())
 	if err != nil {
 		return err
@@ -528,7 +529,10 @@ type workloadConn struct {
 	left   int64         // bytes that may come before limit is called again; < 0: any
 
 	over chan struct{} // closed at the exchange's end, if somebody waits for that
-	stop func() bool   // of the watch on the visitor
+	stop func() bool   // of the watch on the visitor, unless that is on
+	on   *ending
+
+	deadline time.Time // of reads, as it was set; zero: none
 
 	mu        sync.Mutex
 	cancelled bool
@@ -545,6 +549,7 @@ func (c *workloadConn) Read(p []byte) (int, error) {
 	if c.left > 0 {
 		p = p[:min(int64(len(p)), c.left)]
 	}
+	c.unlimit()
 	n, err := c.CloseWriter.Read(p)
 	if c.left > 0 {
 		c.left -= int64(n)
@@ -555,11 +560,27 @@ func (c *workloadConn) Read(p []byte) (int, error) {
 func (c *workloadConn) limit(n int64) { c.left = n }
 
 // begin prepares an exchange that ends, at the latest, with ctx.
-func (c *workloadConn) begin(ctx context.Context) {
+func (c *workloadConn) begin(ctx context.Context, body bool) {
 	c.r = readers.Get().(*bufio.Reader)
 	c.r.Reset(c)
-	c.silent, c.waiting = false, true
-	c.stop = context.AfterFunc(ctx, c.cancel)
+	c.silent = false
+	c.await(!body)
+	if c.on, _ = ctx.(*ending); c.on != nil {
+		c.on.add(c)
+	} else {
+		c.stop = context.AfterFunc(ctx, c.cancel)
+	}
+}
+
+// await begins the wait for an answer; at once, or after a body that takes its
+// time.
+func (c *workloadConn) await(atOnce bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.waiting = true
+	if !atOnce {
+		c.unlimitLocked()
+	}
 }
 
 // cancel makes everybody who waits on c give up.
@@ -574,18 +595,37 @@ func (c *workloadConn) cancel() {
 func (c *workloadConn) awaitAnswer(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.waiting && !c.cancelled {
-		c.SetReadDeadline(time.Now().Add(d)) // an error means that it is closed
+	if !c.waiting || c.cancelled {
+		return
+	}
+	if t, stale := renew(c.deadline, d); stale {
+		c.deadline = t
+		c.SetReadDeadline(t) // an error means that it is closed
 	}
 }
 
-// answered ends that limit.
+// answered ends that limit. The deadline stays until somebody reads on: most
+// answers are there with their head.
 func (c *workloadConn) answered() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.waiting = false
-	if !c.cancelled {
-		c.SetReadDeadline(time.Time{})
+}
+
+// unlimit lets reads take as long as they need, once the head of the answer has
+// come.
+func (c *workloadConn) unlimit() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.waiting {
+		c.unlimitLocked()
+	}
+}
+
+func (c *workloadConn) unlimitLocked() {
+	if !c.cancelled && !c.deadline.IsZero() {
+		c.deadline = time.Time{}
+		c.SetReadDeadline(time.Time{}) // an error means that it is closed
 	}
 }
 
@@ -598,7 +638,7 @@ func (c *workloadConn) end() bool {
 	c.r.Reset(nil)
 	readers.Put(c.r)
 	c.r = nil
-	if !c.stop() {
+	if c.on != nil && !c.on.remove(c) || c.on == nil && !c.stop() {
 		return false
 	}
 	c.mu.Lock()

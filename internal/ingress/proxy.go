@@ -83,14 +83,17 @@ func (x *exchange) forwarded() [6][2]string {
 	if x.conn.tls {
 		proto = "https"
 	}
-	v, host := x.conn.c.v, x.askedHost()
-	addr := v.visitor.Addr()
+	c, host := x.conn.c, x.askedHost()
+	c.naming.Do(func() {
+		addr := c.v.visitor.Addr()
+		c.from, c.node, c.port = addr.String(), forwardedNode(addr), strconv.Itoa(int(c.v.local.Port()))
+	})
 	return [...][2]string{
-		{"X-Forwarded-For", addr.String()},
+		{"X-Forwarded-For", c.from},
 		{"X-Forwarded-Host", host},
 		{"X-Forwarded-Proto", proto},
-		{"X-Forwarded-Port", strconv.Itoa(int(v.local.Port()))},
-		{"Forwarded", "for=" + forwardedNode(addr) + ";host=" + quoted(host) + ";proto=" + proto},
+		{"X-Forwarded-Port", c.port},
+		{"Forwarded", "for=" + c.node + ";host=" + quoted(host) + ";proto=" + proto},
 		{"X-Request-Id", x.id},
 	}
 }
@@ -103,12 +106,12 @@ func forwardedNode(a netip.Addr) string {
 	return a.String()
 }
 
-// quoted writes s as a token, or as a quoted string if it is none.
-func quoted(s string) string {
-	if isToken(s) {
-		return s
+// quoted writes a host as a token, or as a quoted string if it is none.
+func quoted(host string) string {
+	if isToken(host) {
+		return host
 	}
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
+	return `"` + host + `"` // isAuthority lets nothing in that would have to be escaped
 }
 
 func modifyResponse(res *http.Response) error {

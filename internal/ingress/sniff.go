@@ -110,7 +110,7 @@ func sniffHTTP(c net.Conn, early []byte, deadline time.Time) (head []byte, reaso
 }
 
 // looksLikeHTTP reports whether head begins with a letter, as methods do. What
-// the request is worth is the filter's to say.
+// the request is worth is the parser's to say.
 func looksLikeHTTP(head []byte) bool {
 	return len(head) > 0 && (head[0]|0x20 >= 'a' && head[0]|0x20 <= 'z' || head[0] == '\r')
 }
