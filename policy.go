@@ -45,13 +45,16 @@ type Policy struct {
 	HSTS        *HSTS      `json:"hsts,omitempty"`
 	BasicAuth   *BasicAuth `json:"basicAuth,omitempty"`
 	JWT         *JWT       `json:"jwt,omitempty"`      // with basicAuth: either lets in
+	OIDC        *OIDC      `json:"oidc,omitempty"`     // with basicAuth and jwt: any of them lets in
 	Compress    *Compress  `json:"compress,omitempty"` // answers
 	ClientCA    string     `json:"clientCA,omitempty"` // PEM of the authorities that every visitor must show a certificate of
 }
 
 // Identifies reports whether visitors must identify themselves, so that plain
 // HTTP, by which secrets would travel in clear, is never served.
-func (p *Policy) Identifies() bool { return p.BasicAuth != nil || p.JWT != nil || p.ClientCA != "" }
+func (p *Policy) Identifies() bool {
+	return p.BasicAuth != nil || p.JWT != nil || p.OIDC != nil || p.ClientCA != ""
+}
 
 // RateLimit bounds events per time.
 type RateLimit struct {
@@ -182,7 +185,7 @@ func (p *Policy) validate(protocol ExposureProtocol) error {
 		name string
 		set  bool
 	}{{"requestRate", p.RequestRate != nil}, {"maxBody", p.MaxBody != 0}, {"maxResponse", p.MaxResponse != 0}, {"httpsOnly", p.HTTPSOnly}, {"hsts", p.HSTS != nil},
-		{"compress", p.Compress != nil}, {"basicAuth", p.BasicAuth != nil}, {"jwt", p.JWT != nil}, {"clientCA", p.ClientCA != ""}} {
+		{"compress", p.Compress != nil}, {"basicAuth", p.BasicAuth != nil}, {"jwt", p.JWT != nil}, {"oidc", p.OIDC != nil}, {"clientCA", p.ClientCA != ""}} {
 		if f.set && protocol != HTTP {
 			return invalid(f.name, "belongs to protocol http only; the gateway does not look into %s", protocol)
 		}
@@ -206,6 +209,9 @@ func (p *Policy) validate(protocol ExposureProtocol) error {
 		return err
 	}
 	if err := in("jwt", p.JWT.validate()); err != nil {
+		return err
+	}
+	if err := in("oidc", p.OIDC.validate()); err != nil {
 		return err
 	}
 	if p.ClientCA == "" {

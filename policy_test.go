@@ -175,6 +175,40 @@ func TestBandwidths(t *testing.T) {
 	}
 }
 
+func TestOIDCPolicies(t *testing.T) {
+	sealed := NewSealed([]Box{{Data: []byte("x")}})
+	good := OIDC{Issuer: "https://id.example", ClientID: "wiki", Secret: sealed, Emails: []string{"ann@example.org"}, Domains: []string{"example.org"}, Groups: []string{"staff"}, Session: "720h"}
+	for _, tt := range []struct {
+		field  string
+		change func(o *OIDC)
+	}{
+		{"", func(o *OIDC) {}},
+		{"", func(o *OIDC) { o.Anyone, o.Emails, o.Domains, o.Groups = true, nil, nil, nil }},
+		{"oidc", func(o *OIDC) { o.Emails, o.Domains, o.Groups = nil, nil, nil }},
+		{"oidc", func(o *OIDC) { o.Anyone = true }},
+		{"oidc.issuer", func(o *OIDC) { o.Issuer = "http://id.example" }},
+		{"oidc.clientID", func(o *OIDC) { o.ClientID = "" }},
+		{"oidc.secret", func(o *OIDC) { o.Secret = "secret" }},
+		{"oidc.secret", func(o *OIDC) { o.Secret = "" }},
+		{"oidc.emails[0]", func(o *OIDC) { o.Emails = []string{"Ann@example.org"} }},
+		{"oidc.emails[0]", func(o *OIDC) { o.Emails = []string{"example.org"} }},
+		{"oidc.domains[1]", func(o *OIDC) { o.Domains = []string{"example.org", "@example.com"} }},
+		{"oidc.groups[1]", func(o *OIDC) { o.Groups = []string{"a", "a"} }},
+		{"oidc.groups[0]", func(o *OIDC) { o.Groups = []string{"a,b"} }},
+		{"oidc.scopes[0]", func(o *OIDC) { o.Scopes = []string{"email groups"} }},
+		{"oidc.session", func(o *OIDC) { o.Session = "721h" }},
+		{"oidc.session", func(o *OIDC) { o.Session = "1s" }},
+	} {
+		o := good
+		tt.change(&o)
+		p := Policy{OIDC: &o}
+		wantField(t, tt.field, p.validate(HTTP), tt.field)
+		if p.validate(TCP) == nil {
+			t.Error("of TCP")
+		}
+	}
+}
+
 func TestConnect(t *testing.T) {
 	target := Target{Node: ID{3}, Address: "localhost:22"}
 	for _, tt := range []struct {

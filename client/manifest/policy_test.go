@@ -43,6 +43,16 @@ policy:
     audiences: [me]
     keys: |
       {"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}
+  oidc:
+    issuer: https://id.example
+    clientID: wiki
+    secret: webgw-sealed-1.AAAAAAAAAAAAAQA
+    scopes: [email, groups]
+    emails: [ann@example.org]
+    domains: [example.com]
+    groups: [staff]
+    groupsClaim: roles
+    session: 12h
   clientCA: |
 CA
 ---
@@ -158,7 +168,7 @@ func everyFieldSet(t *testing.T, path string, v reflect.Value) {
 			return
 		}
 		for i := range v.NumField() {
-			if f := v.Type().Field(i); f.IsExported() && f.Type.Kind() != reflect.Pointer && v.Field(i).IsZero() && f.Name != "Address" && f.Name != "Burst" {
+			if f := v.Type().Field(i); f.IsExported() && f.Type.Kind() != reflect.Pointer && v.Field(i).IsZero() && f.Name != "Address" && f.Name != "Burst" && f.Name != "Anyone" {
 				t.Errorf("%s.%s is not set in the test", path, f.Name)
 			} else if f.IsExported() && !(f.Type.Kind() == reflect.Pointer && v.Type() == reflect.TypeFor[webgw.RateLimit]()) {
 				everyFieldSet(t, path+"."+f.Name, v.Field(i))

@@ -41,6 +41,7 @@ type grammar struct {
 	Get        getVerb        `cmd:"" help:"List records."`
 	Describe   describeVerb   `cmd:"" help:"Show everything about one record."`
 	Delete     deleteVerb     `cmd:"" help:"Withdraw records."`
+	Seal       sealVerb       `cmd:"" help:"Seal a secret, read from standard input, for a file that gateways read."`
 	Status     statusVerb     `cmd:"" help:"Tell what is up, what is not, and why."`
 	Whoami     whoamiVerb     `cmd:"" help:"Show your identity and your registry."`
 	Gateway    gatewayVerb    `cmd:"" help:"Run a gateway; without a registry it embeds one."`

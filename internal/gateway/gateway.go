@@ -114,6 +114,7 @@ func (g *Gateway) setup() {
 	g.tunnel = &tunnel.Server{Key: g.Key, Admit: g.admit, Changed: g.sessionsChanged, Log: g.Log, Metrics: g.Metrics}
 	g.direct = &direct{net: g.Net, allow: g.AllowDirect, bound: g.Ingress.Addrs, owns: g.owns}
 	in := g.Ingress
+	in.OpenSecret = func(owner webgw.ID, s webgw.Sealed) ([]byte, error) { return g.Key.Open(s, owner) }
 	in.Flows, in.DialIssuer = upstream{g}, g.direct.dialIssuer
 	in.Net, in.Upstream, in.Log, in.Metrics, in.AccessLog = g.Net, upstream{g}, g.Log, g.Metrics, g.access
 	in.Limits.Drain = g.Drain

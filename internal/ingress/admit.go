@@ -192,7 +192,7 @@ func (r *Route) take(was *target) bool {
 }
 
 func newRoute(t *Table, d Declared) *Route {
-	r := &Route{Key: d.Key, Exposure: d.Exposure, owner: t.owners[d.Key.Owner], use: &tally{}, guard: newGuard(d.Exposure.Policy)}
+	r := &Route{Key: d.Key, Exposure: d.Exposure, owner: t.owners[d.Key.Owner], use: &tally{}, guard: newGuard(d.Key, d.Exposure.Policy)}
 	if r.owner == nil {
 		r.owner = &tally{}
 		t.owners[d.Key.Owner] = r.owner

@@ -105,6 +105,10 @@ type Server struct {
 	DialIssuer  func(ctx context.Context, network, address string) (net.Conn, error)
 	IssuerRoots *x509.CertPool // authorities for their certificates; nil: the system's
 
+	// OpenSecret reads a secret in a record of that owner. nil: policies that hold
+	// one let nobody in by it.
+	OpenSecret func(owner webgw.ID, s webgw.Sealed) ([]byte, error)
+
 	// TrustedProxies are the balancers whose PROXY headers are believed; from
 	// anywhere else such a header is data like any other. A connection from one
 	// of them must begin with the header or with the visitor's own bytes: one

@@ -29,6 +29,7 @@ const (
 // guard enforces the policy of one exposure. It outlives the tables in which
 // the same policy stands, so that a change elsewhere lets nobody off.
 type guard struct {
+	key    webgw.Key // of the exposure
 	policy *webgw.Policy
 	active atomic.Int64 // streams and requests
 
@@ -41,14 +42,15 @@ type guard struct {
 	requests    *meter
 	bandwidth   valves         // of all together
 	auth        *authenticator // nil: nobody must identify themselves
+	login       *login         // nil: nobody can log in
 	tls         *clientTLS     // nil: no certificate is asked for
 }
 
-func newGuard(p *webgw.Policy) *guard {
+func newGuard(key webgw.Key, p *webgw.Policy) *guard {
 	if p == nil {
 		return nil
 	}
-	return &guard{policy: p}
+	return &guard{key: key, policy: p}
 }
 
 // adopt returns the guard of an earlier table if its policy is the same.
@@ -73,6 +75,9 @@ func (g *guard) ready(s *Server) *guard {
 		var err error
 		if g.auth, err = newAuthenticator(p); err != nil {
 			s.log.Error("policy can't be applied; nobody gets in", "err", err)
+		}
+		if g.login, err = newLogin(p.OIDC, g.key, s.OpenSecret); err != nil {
+			s.log.Error("a policy's secret can't be read; nobody can log in", "exposure", g.key.String(), "err", err)
 		}
 		if g.tls, err = newClientTLS(p, s); err != nil {
 			s.log.Error("policy can't be applied; nobody gets in", "err", err)

@@ -268,10 +268,9 @@ func (a *authenticator) checkToken(s *Server, ctx context.Context, token string,
 		return "", until, errWrong
 	}
 	h := t.Headers[0]
-	var claims jwt.Claims
-	found := false
 	keys := a.keys.Keys
 	if a.jwt.Keys == "" {
+		var claims jwt.Claims
 		// What the token says of itself is not to be believed yet, but spares asking
 		// on behalf of those that can't be good.
 		if t.UnsafeClaimsWithoutVerification(&claims) != nil || claims.Issuer != a.jwt.Issuer || claims.Expiry == nil || claims.Expiry.Time().Add(leeway).Before(now) {
@@ -281,18 +280,8 @@ func (a *authenticator) checkToken(s *Server, ctx context.Context, token string,
 			return "", until, err
 		}
 	}
-	for _, k := range keys {
-		if h.KeyID != "" && k.KeyID != "" && k.KeyID != h.KeyID || k.Algorithm != "" && k.Algorithm != h.Algorithm || !usable(&k) || !slices.Contains(algorithmsOf(&k), jose.SignatureAlgorithm(h.Algorithm)) {
-			continue
-		}
-		claims = jwt.Claims{}
-		if t.Claims(k, &claims) == nil {
-			found = true
-			break
-		}
-	}
-	want := jwt.Expected{Issuer: a.jwt.Issuer, AnyAudience: a.jwt.Audiences, Time: now}
-	if !found || claims.Expiry == nil || claims.ValidateWithLeeway(want, leeway) != nil {
+	claims, found := verifyToken(t, keys, jwt.Expected{Issuer: a.jwt.Issuer, AnyAudience: a.jwt.Audiences, Time: now})
+	if !found {
 		return "", until, errWrong
 	}
 	until = now.Add(goodFor)
@@ -300,6 +289,22 @@ func (a *authenticator) checkToken(s *Server, ctx context.Context, token string,
 		until = end
 	}
 	return claims.Subject, until, nil
+}
+
+// verifyToken checks a token by those of keys that fit it. more is filled with
+// its claims as well.
+func verifyToken(t *jwt.JSONWebToken, keys []jose.JSONWebKey, want jwt.Expected, more ...any) (claims jwt.Claims, ok bool) {
+	h := t.Headers[0]
+	for _, k := range keys {
+		if h.KeyID != "" && k.KeyID != "" && k.KeyID != h.KeyID || k.Algorithm != "" && k.Algorithm != h.Algorithm || !usable(&k) || !slices.Contains(algorithmsOf(&k), jose.SignatureAlgorithm(h.Algorithm)) {
+			continue
+		}
+		claims = jwt.Claims{}
+		if t.Claims(k, append([]any{&claims}, more...)...) == nil {
+			return claims, claims.Expiry != nil && claims.ValidateWithLeeway(want, leeway) == nil
+		}
+	}
+	return claims, false
 }
 
 // fieldText makes a text fit for a field's value: what is not printable ASCII

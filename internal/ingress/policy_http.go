@@ -107,7 +107,20 @@ func (x *exchange) govern(g *guard) (refusal *page, reason string) {
 	if c.proof != nil && g.tls != nil {
 		x.ruled.fields = append(x.ruled.fields, c.proof.fields()...)
 	}
-	if g.auth != nil {
+	known := false
+	if g.login != nil {
+		who, p, reason := x.logIn(g.login, from)
+		if p != nil {
+			return p, reason
+		}
+		if who != nil {
+			known = true
+			x.ruled.fields = append(x.ruled.fields, who.fields()...)
+		} else if g.auth == nil {
+			return &unknownUser, reasonAuth
+		}
+	}
+	if g.auth != nil && !known {
 		who, basic, wait, err := g.auth.identify(s, x.in, from)
 		switch err {
 		case nil:

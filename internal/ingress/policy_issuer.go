@@ -55,6 +55,7 @@ type issuer struct {
 	url string
 
 	mu      sync.Mutex
+	about   *issuerAbout
 	keys    []jose.JSONWebKey
 	fetched time.Time     // when keys came
 	tried   time.Time     // when they were last asked for
@@ -169,13 +170,38 @@ func hasKey(keys []jose.JSONWebKey, kid string) bool {
 	return false
 }
 
+// issuerAbout is what an issuer says of itself, as far as it matters.
+type issuerAbout struct {
+	Issuer    string   `json:"issuer"`
+	Keys      string   `json:"jwks_uri"`
+	Authorize string   `json:"authorization_endpoint"`
+	Token     string   `json:"token_endpoint"`
+	Methods   []string `json:"token_endpoint_auth_methods_supported"`
+}
+
+// endpoints returns where visitors log in.
+func (i *issuer) endpoints(ctx context.Context) (*issuerAbout, error) {
+	if _, err := i.keysFor(ctx, ""); err != nil {
+		return nil, err
+	}
+	i.mu.Lock()
+	about := i.about
+	i.mu.Unlock()
+	for _, u := range [...]string{about.Authorize, about.Token} {
+		if p, err := url.Parse(u); err != nil || p.Scheme != "https" || p.Host == "" {
+			return nil, errIssuer
+		}
+	}
+	return about, nil
+}
+
 // fetch asks for the keys, and closes arrives.
 func (i *issuer) fetch(arrives chan struct{}) {
 	defer i.s.issuers.running.Done()
-	keys, err := i.get(i.s.ctx)
+	about, keys, err := i.get(i.s.ctx)
 	i.mu.Lock()
 	if err == nil {
-		i.keys, i.fetched = keys, time.Now()
+		i.about, i.keys, i.fetched = about, keys, time.Now()
 	}
 	changed := (err == nil) != (i.failed == nil)
 	i.failed, i.arrives = err, nil
@@ -192,31 +218,28 @@ func (i *issuer) fetch(arrives chan struct{}) {
 }
 
 // get fetches what the issuer says of itself, and then its keys.
-func (i *issuer) get(ctx context.Context) ([]jose.JSONWebKey, error) {
+func (i *issuer) get(ctx context.Context) (*issuerAbout, []jose.JSONWebKey, error) {
 	select {
 	case i.s.issuers.fetching <- struct{}{}:
 		defer func() { <-i.s.issuers.fetching }()
 	default:
-		return nil, errors.New("too many issuers are being asked")
+		return nil, nil, errors.New("too many issuers are being asked")
 	}
-	var about struct {
-		Issuer string `json:"issuer"`
-		Keys   string `json:"jwks_uri"`
-	}
+	var about issuerAbout
 	if err := i.document(ctx, strings.TrimSuffix(i.url, "/")+"/.well-known/openid-configuration", &about); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if about.Issuer != i.url { // section 4.3
-		return nil, fmt.Errorf("it calls itself %q", about.Issuer)
+		return nil, nil, fmt.Errorf("it calls itself %.100q", about.Issuer)
 	}
 	if err := webgw.CheckHTTPS("jwks_uri", about.Keys); err != nil {
-		return nil, fmt.Errorf("its jwks_uri %q is no https URL", about.Keys)
+		return nil, nil, fmt.Errorf("its jwks_uri %.100q is no https URL", about.Keys)
 	}
 	var set struct {
 		Keys []json.RawMessage `json:"keys"`
 	}
 	if err := i.document(ctx, about.Keys, &set); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var keys []jose.JSONWebKey
 	for _, text := range set.Keys {
@@ -226,9 +249,9 @@ func (i *issuer) get(ctx context.Context) ([]jose.JSONWebKey, error) {
 		}
 	}
 	if len(keys) == 0 {
-		return nil, errors.New("it publishes no key that tokens could be checked by")
+		return nil, nil, errors.New("it publishes no key that tokens could be checked by")
 	}
-	return keys, nil
+	return &about, keys, nil
 }
 
 func (i *issuer) document(ctx context.Context, address string, to any) error {

@@ -35,6 +35,9 @@ type idp struct {
 	about   func(map[string]any) // changes what it says of itself
 	serve   http.HandlerFunc     // in place of the set; nil: the set
 	fetches atomic.Int64         // of the set
+
+	signer signingKey
+	codes  map[string]grant // each for one use
 }
 
 func startIDP(t *testing.T, m *memnet.World, w *world) *idp {
@@ -64,7 +67,7 @@ func (i *idp) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	i.mu.Unlock()
 	switch r.URL.Path {
 	case "/.well-known/openid-configuration":
-		a := map[string]any{"issuer": "https://id.example", "jwks_uri": "https://id.example/keys", "id_token_signing_alg_values_supported": []string{"none", "HS256"}}
+		a := map[string]any{"issuer": "https://id.example", "jwks_uri": "https://id.example/keys", "authorization_endpoint": "https://id.example/authorize", "token_endpoint": "https://id.example/token", "id_token_signing_alg_values_supported": []string{"none", "HS256"}}
 		if about != nil {
 			about(a)
 		}
@@ -76,6 +79,8 @@ func (i *idp) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			return
 		}
 		json.NewEncoder(rw).Encode(map[string]any{"keys": keys})
+	case "/token":
+		i.token(rw, r)
 	default:
 		http.NotFound(rw, r)
 	}

@@ -171,7 +171,7 @@ func TestStreamsHaveTheirTime(t *testing.T) {
 }
 
 func TestFlowsHaveTheirTime(t *testing.T) {
-	f := &visitFlow{route: &Route{guard: newGuard(&webgw.Policy{Timeouts: &webgw.Timeouts{Idle: "20s", Connection: "5m"}})}, since: time.Now()}
+	f := &visitFlow{route: &Route{guard: newGuard(webgw.Key{}, &webgw.Policy{Timeouts: &webgw.Timeouts{Idle: "20s", Connection: "5m"}})}, since: time.Now()}
 	f.last.Store(f.since.UnixNano())
 	for _, tt := range []struct {
 		age, quiet time.Duration

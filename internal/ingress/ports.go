@@ -158,6 +158,13 @@ func (s *Server) Problems() (problems []webgw.Problem) {
 				problems = append(problems, webgw.Problem{Exposure: r.Key, Code: IssuerUnavailable, Text: "the keys of " + p.JWT.Issuer + " can't be had: " + why.Error()})
 			}
 		}
+		if p := r.Exposure.Policy; p != nil && p.OIDC != nil {
+			if r.guard.ready(s).login.seal == nil {
+				problems = append(problems, webgw.Problem{Exposure: r.Key, Code: SecretUnreadable, Text: "the secret of policy.oidc is not sealed to this gateway; webgw seal does that"})
+			} else if why := s.issuer(p.OIDC.Issuer).trouble(); why != nil {
+				problems = append(problems, webgw.Problem{Exposure: r.Key, Code: IssuerUnavailable, Text: p.OIDC.Issuer + " can't be asked: " + why.Error()})
+			}
+		}
 		if r.Exposure.UpstreamTLS != nil {
 			for _, target := range r.targets {
 				if why := target.secure.trouble.Load(); why != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/pires/go-proxyproto"
 
 	"webgw.dev/webgw"
+	"webgw.dev/webgw/internal/ident"
 )
 
 // applyWith declares an exposure of Alice's after change has added to it.
@@ -152,3 +153,34 @@ type begun struct {
 }
 
 func (b *begun) Read(p []byte) (int, error) { return b.r.Read(p) }
+
+// Only gateways that a secret is sealed to let visitors log in; others say what
+// is missing.
+func TestSecretsAreSealedToGateways(t *testing.T) {
+	Test(t, func(t *testing.T, w *World) {
+		w.Node("home1", BehindNAT).HTTP(8080)
+		gent, stranger := w.Gateway("gent"), w.Key()
+		for _, tt := range []struct {
+			to, owner webgw.ID
+			status    int
+			code      string
+		}{
+			{gent.ID(), w.Alice.ID(), 400, "login_failed"},
+			{stranger.ID(), w.Alice.ID(), 503, "login_unavailable"},
+			{gent.ID(), stranger.ID(), 503, "login_unavailable"}, // copied out of another owner's record
+		} {
+			secret, err := ident.Seal(make([]byte, 40), tt.owner, tt.to)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := w.applyWith("blog.example -> home1:8080 via gent", func(e *webgw.Exposure) {
+				e.Policy = &webgw.Policy{OIDC: &webgw.OIDC{Issuer: "https://id.example", ClientID: "blog", Secret: secret, Anyone: true}}
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if a := w.Get("https://blog.example/.webgw/callback?code=1&state=2").Want(tt.status); a.Header.Get("Webgw-Error") != tt.code {
+				t.Error(a.Header)
+			}
+		}
+	})
+}
