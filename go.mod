@@ -9,6 +9,7 @@ require (
 	github.com/goccy/go-yaml v1.19.2
 	github.com/gowebpki/jcs v1.0.2
 	github.com/klauspost/compress v1.20.1
+	github.com/miekg/dns v1.1.73
 	github.com/oschwald/maxminddb-golang/v2 v2.9.0
 	github.com/prometheus/client_golang v1.25.0
 	github.com/quic-go/quic-go v0.65.0
@@ -26,10 +27,7 @@ require (
 	pgregory.net/rapid v1.3.0
 )
 
-require (
-	github.com/miekg/dns v1.1.73 // indirect
-	github.com/quic-go/qpack v0.6.0 // indirect
-)
+require github.com/quic-go/qpack v0.6.0 // indirect
 
 require (
 	cloud.google.com/go/compute/metadata v0.9.0 // indirect
