@@ -156,6 +156,7 @@ type ExposureStatus struct {
 	Key      Key         `json:"exposure"`
 	Up       bool        `json:"up"`
 	Why      string      `json:"why"`
+	Warnings []string    `json:"warnings,omitempty"` // what will go wrong if nobody does anything, a sentence each
 	Gateways []WayStatus `json:"gateways"`
 }
 
@@ -165,4 +166,33 @@ type WayStatus struct {
 	Name string `json:"name,omitempty"`
 	Up   bool   `json:"up"`
 	Why  string `json:"why"`
+}
+
+// DomainStatus is how a host name stands with whoever asks: whether they have
+// proved it to be theirs, what would prove it, and what is seen now.
+type DomainStatus struct {
+	Name   string    `json:"name"`
+	Needed bool      `json:"needed"`           // false: nobody has to prove it here
+	Proved bool      `json:"proved"`           // it is seen now
+	Free   bool      `json:"free"`             // no other owner holds exactly this name
+	Domain string    `json:"domain,omitempty"` // by which it is, or was, proved
+	Lapses time.Time `json:"lapses,omitzero"`  // when a proof that is missing counts no more
+	Why    string    `json:"why"`
+	Want   []DNSWant `json:"want"` // any one of these proves it
+	Seen   []DNSSeen `json:"seen"`
+}
+
+// DNSWant is a record that would prove a domain.
+type DNSWant struct {
+	Name  string  `json:"name"`
+	Type  DNSType `json:"type"`
+	Value string  `json:"value"`
+}
+
+// DNSSeen is what one resolver says of such a record.
+type DNSSeen struct {
+	Resolver string   `json:"resolver"`
+	Name     string   `json:"name"`
+	Values   []string `json:"values,omitempty"`
+	Fault    string   `json:"fault,omitempty"` // why there are none
 }

@@ -65,3 +65,10 @@ func (c *Client) FreePorts(ctx context.Context, protocol webgw.ExposureProtocol,
 	err = c.do(ctx, "find a free port", "GET", "/v1/ports?"+q.Encode(), nil, &out)
 	return out.Port, err
 }
+
+// Domain tells how a host name stands with c.Key: whether it is proved to be
+// theirs, what would prove it, and what the registry's resolvers see now.
+func (c *Client) Domain(ctx context.Context, host string) (out webgw.DomainStatus, err error) {
+	err = c.do(ctx, "check domain", "GET", "/v1/domain?"+url.Values{"name": {host}}.Encode(), nil, &out)
+	return out, err
+}

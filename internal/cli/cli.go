@@ -43,6 +43,7 @@ type grammar struct {
 	Delete     deleteVerb     `cmd:"" help:"Withdraw records."`
 	Seal       sealVerb       `cmd:"" help:"Seal a secret, read from standard input, for a file that gateways read."`
 	Status     statusVerb     `cmd:"" help:"Tell what is up, what is not, and why."`
+	Domain     domainVerb     `cmd:"" help:"Prove, hold and hand over host names."`
 	Whoami     whoamiVerb     `cmd:"" help:"Show your identity and your registry."`
 	Gateway    gatewayVerb    `cmd:"" help:"Run a gateway; without a registry it embeds one."`
 	Node       nodeVerb       `cmd:"" help:"Run a node."`

@@ -33,6 +33,8 @@ type embeddedRegistry struct {
 	Quota         int           `yaml:"quota" section:"registry" help:"Embedded registry: live records that one owner may hold; 0 is the default."`
 	NameGrace     time.Duration `name:"name-grace" yaml:"name-grace" section:"registry" help:"Embedded registry: how long a freed name stays its former owner's; 0 is 24h." placeholder:"TIME"`
 	GridZone      string        `name:"grid-zone" yaml:"grid-zone" section:"registry" help:"Embedded registry: DNS zone of the whole grid." placeholder:"DOMAIN"`
+	Resolvers     []string      `name:"resolver" yaml:"resolvers" section:"registry" help:"Embedded registry: host:port of a DNS resolver that proofs of domains are looked up at." placeholder:"HOST:PORT"`
+	DomainProof   string        `name:"domain-proof" yaml:"domain-proof" section:"registry" help:"Embedded registry: on or off; empty is on if there are resolvers or a grid-zone."`
 	EtcdEndpoints []string      `name:"etcd-endpoint" yaml:"etcd-endpoints" section:"registry" help:"Embedded registry: URL of an external etcd." placeholder:"URL"`
 	EtcdCA        string        `name:"etcd-ca" yaml:"etcd-ca" section:"registry" help:"Embedded registry: PEM file of etcd's authorities." placeholder:"FILE"`
 	EtcdCert      string        `name:"etcd-cert" yaml:"etcd-cert" section:"registry" help:"Embedded registry: PEM file of the certificate to show to etcd." placeholder:"FILE"`
@@ -51,7 +53,7 @@ func (v *registryVerb) Run(ctx context.Context, a *app) error {
 
 func (v *gatewayVerb) Run(ctx context.Context, a *app) error {
 	e := v.Embedded
-	v.Config.Embedded = daemon.RegistryConfig{Admit: e.Admit, Quota: e.Quota, NameGrace: e.NameGrace, GridZone: e.GridZone, EtcdEndpoints: e.EtcdEndpoints, EtcdCA: e.EtcdCA, EtcdCert: e.EtcdCert, EtcdKey: e.EtcdKey}
+	v.Config.Embedded = daemon.RegistryConfig{Admit: e.Admit, Quota: e.Quota, NameGrace: e.NameGrace, GridZone: e.GridZone, Resolvers: e.Resolvers, DomainProof: e.DomainProof, EtcdEndpoints: e.EtcdEndpoints, EtcdCA: e.EtcdCA, EtcdCert: e.EtcdCert, EtcdKey: e.EtcdKey}
 	if err := v.Config.Validate(); err != nil {
 		return a.settings.locate("registry", err)
 	}

@@ -27,6 +27,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"webgw.dev/webgw"
@@ -52,6 +53,7 @@ func TestMain(m *testing.M) {
 // TestScripts runs the command as people do. The scripts have these commands
 // of their own:
 //
+//	resolver FILE              a DNS resolver that knows the TXT records "NAME TEXT" of FILE; the grid after it asks for proofs
 //	grid [COUNT]               a gateway "gent" with a registry, and COUNT ports in a row on offer, one if not
 //	                           given; sets REGISTRY HTTP TLS CA, PORT and PORT2, PORT3…
 //	workload KIND VAR          a server: http, echo, echoes (three of them on ports in a row), udp (an echo), tls
@@ -84,7 +86,8 @@ func TestScripts(t *testing.T) {
 			"grid": worldCmd((*scriptWorld).grid), "workload": worldCmd((*scriptWorld).workload),
 			"start": worldCmd((*scriptWorld).start), "await": worldCmd((*scriptWorld).await), "up": worldCmd((*scriptWorld).up), "stop": worldCmd((*scriptWorld).stop),
 			"httpget": worldCmd((*scriptWorld).httpget), "tcpecho": worldCmd((*scriptWorld).tcpecho), "udpecho": worldCmd((*scriptWorld).udpecho), "tlsget": worldCmd((*scriptWorld).tlsget),
-			"expired": worldCmd((*scriptWorld).expired),
+			"resolver": worldCmd((*scriptWorld).resolver),
+			"expired":  worldCmd((*scriptWorld).expired),
 		},
 	})
 }
@@ -100,6 +103,39 @@ func worldCmd(f func(*scriptWorld, *testscript.TestScript, bool, []string)) func
 	}
 }
 
+// resolver starts a DNS server that answers TXT questions from the lines "NAME
+// TEXT" of a file, read anew each time.
+func (w *scriptWorld) resolver(ts *testscript.TestScript, _ bool, args []string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	file := ts.MkAbs(args[0])
+	srv := &dns.Server{Listener: l, Handler: dns.HandlerFunc(func(rw dns.ResponseWriter, q *dns.Msg) {
+		a := new(dns.Msg).SetRcode(q, dns.RcodeNameError)
+		data, err := os.ReadFile(file)
+		if err != nil {
+			a.Rcode = dns.RcodeServerFailure
+		}
+		for line := range strings.Lines(string(data)) {
+			if name, text, ok := strings.Cut(strings.TrimSpace(line), " "); ok && dns.Fqdn(name) == q.Question[0].Name {
+				a.Rcode = dns.RcodeSuccess
+				a.Answer = append(a.Answer, &dns.TXT{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeTXT, Class: dns.ClassINET}, Txt: []string{text}})
+			}
+		}
+		rw.WriteMsg(a)
+	})}
+	up := make(chan struct{})
+	srv.NotifyStartedFunc = func() { close(up) }
+	ended := make(chan error, 1)
+	go func() { ended <- srv.ActivateAndServe() }()
+	<-up
+	ts.Defer(func() {
+		if err := errors.Join(srv.Shutdown(), <-ended); err != nil {
+			ts.Logf("the resolver ended with %v", err)
+		}
+	})
+	ts.Setenv("RESOLVER", l.Addr().String())
+}
+
 func (w *scriptWorld) grid(ts *testscript.TestScript, _ bool, args []string) {
 	kv := memkv.New()
 	offer := 1
@@ -112,6 +148,9 @@ func (w *scriptWorld) grid(ts *testscript.TestScript, _ bool, args []string) {
 	at := func(i int) string { return "127.0.0.1:" + strconv.Itoa(ports[i]) }
 	config := daemon.GatewayConfig{Common: daemon.Common{StateDir: ts.MkAbs("gent")}, Name: "gent", Zone: "gent.test", Bind: "127.0.0.1",
 		HTTPAddr: at(0), TLSAddr: at(1), Ports: webgw.PortSet(fmt.Sprintf("%d-%d", ports[2], ports[2]+offer-1)), Addresses: []string{at(1)}}
+	if r := ts.Getenv("RESOLVER"); r != "" {
+		config.Embedded.Resolvers = []string{r}
+	}
 	ready := make(chan daemon.Info, 1)
 	ended := make(chan error, 1)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -48,6 +48,9 @@ func (v *statusVerb) Run(ctx context.Context, a *app) error {
 			whose = " of " + e.Key.Owner.Short()
 		}
 		a.printf("%s exposure %s%s: %s\n", mark(e.Up), printable(e.Key.Name), whose, printable(e.Why))
+		for _, w := range e.Warnings {
+			a.printf("     %s\n", printable(w))
+		}
 		if e.Key.Owner == c.Key.ID() {
 			s, err := d.find(ctx, webgw.KindExposure, e.Key.Name)
 			if err != nil && webgw.KindOf(err) != webgw.NotFound { // withdrawn meanwhile
@@ -166,6 +169,9 @@ func (v *describeVerb) Run(ctx context.Context, a *app) error {
 		}
 		if out.Status != nil {
 			line("state", "%s: %s", strings.TrimSpace(mark(out.Status.Up)), out.Status.Why)
+			for _, w := range out.Status.Warnings {
+				line("warning", "%s", w)
+			}
 			for _, w := range out.Status.Gateways {
 				line("gateway", "%s %s: %s", w.Name, strings.TrimSpace(mark(w.Up)), w.Why)
 			}

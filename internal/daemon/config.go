@@ -10,12 +10,14 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"webgw.dev/webgw"
 	"webgw.dev/webgw/internal/netx"
+	"webgw.dev/webgw/internal/registry"
 )
 
 // Common is what every role is told. Its zero value is usable but for StateDir.
@@ -41,6 +43,8 @@ type RegistryConfig struct {
 	Quota         int           `yaml:"quota" help:"Live records that one owner may hold; 0 is the registry's default."`
 	NameGrace     time.Duration `name:"name-grace" yaml:"name-grace" help:"How long a freed name stays its former owner's, such as 72h; 0 is the registry's default (24h)." placeholder:"TIME"`
 	GridZone      string        `name:"grid-zone" yaml:"grid-zone" help:"DNS zone of the whole grid, for which every gateway answers." placeholder:"DOMAIN"`
+	Resolvers     []string      `name:"resolver" yaml:"resolvers" help:"host:port of a DNS resolver (TCP) that proofs of domains are looked up at; name several, more than half must agree." placeholder:"HOST:PORT"`
+	DomainProof   string        `name:"domain-proof" yaml:"domain-proof" help:"on: host names outside of the gateways' zones need a proof (webgw domain check); off: the first comes first, for demonstrations; empty is on if there are resolvers or a grid-zone."`
 	WriteRate     float64       `name:"write-rate" yaml:"write-rate" help:"Writes a second that one identity may do over time; 0 is the registry's default." placeholder:"N"`
 }
 
@@ -201,6 +205,9 @@ func (c RegistryConfig) validateEmbedded() error {
 	if c.NameGrace < 0 || c.NameGrace > webgw.MaxLifetime {
 		return invalid("name-grace", "must be from 0 to %d hours", int(webgw.MaxLifetime.Hours()))
 	}
+	if err := c.validateProof(); err != nil {
+		return err
+	}
 	if c.GridZone != "" {
 		if err := webgw.CheckHost("grid-zone", c.GridZone, false); err != nil {
 			return err
@@ -211,6 +218,38 @@ func (c RegistryConfig) validateEmbedded() error {
 	}
 	if !(c.WriteRate >= 0) || math.IsInf(c.WriteRate, 0) { // NaN is not, either
 		return invalid("write-rate", "must be a number of 0 or more")
+	}
+	return nil
+}
+
+// proves reports whether host names outside of zones need a proof.
+func (c RegistryConfig) proves() bool {
+	return c.DomainProof == "on" || c.DomainProof == "" && (len(c.Resolvers) > 0 || c.GridZone != "")
+}
+
+func (c RegistryConfig) validateProof() error {
+	switch c.DomainProof {
+	case "", "on", off:
+	default:
+		return invalid("domain-proof", "%q is not on or off", c.DomainProof)
+	}
+	if len(c.Resolvers) > registry.MaxResolvers {
+		return invalid("resolvers", "holds more than %d", registry.MaxResolvers)
+	}
+	for i, r := range c.Resolvers {
+		field := fmt.Sprintf("resolvers[%d]", i)
+		if _, _, err := webgw.SplitHostPort(r); err != nil {
+			return invalid(field, "%s", publicOf(err))
+		}
+		if err := webgw.CheckTargetAddress(field, r); err != nil {
+			return err
+		}
+		if slices.Contains(c.Resolvers[:i], r) {
+			return invalid(field, "%q stands twice", r)
+		}
+	}
+	if c.proves() && len(c.Resolvers) == 0 {
+		return invalid("resolvers", "missing: proofs of domains are looked up at resolvers; name some, or set domain-proof to off")
 	}
 	return nil
 }

@@ -70,7 +70,12 @@ func (c RegistryConfig) start(ctx context.Context, g *run.Group, env Env, key id
 	if err != nil {
 		return nil, err
 	}
-	s := &registry.Server{Key: key, Store: kv, Quota: registry.Quota{Records: c.Quota}, Writes: registry.WriteRate{PerSecond: c.WriteRate}, Grace: c.NameGrace, Zone: c.GridZone, Log: env.Log, Metrics: env.Metrics}
+	s := &registry.Server{Key: key, Store: kv, Quota: registry.Quota{Records: c.Quota}, Writes: registry.WriteRate{PerSecond: c.WriteRate}, Grace: c.NameGrace, Zone: c.GridZone, Operator: env.Key.ID(), Log: env.Log, Metrics: env.Metrics}
+	if c.proves() {
+		s.Domains = &registry.Domains{Resolvers: c.Resolvers, Net: env.Net}
+	} else {
+		env.Log.Info("registry: host names outside of the gateways' zones need no proof here; give --resolver to change that")
+	}
 	if admitted != nil {
 		s.Admit = func(id webgw.ID) error {
 			if slices.Contains(admitted, id) {

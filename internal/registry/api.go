@@ -37,6 +37,7 @@ var routes = []route{
 	{"PUT", "/v1/status", false, (*Server).putStatus},
 	{"GET", "/v1/status", false, (*Server).getStatus},
 	{"GET", "/v1/ports", false, (*Server).freePort},
+	{"GET", "/v1/domain", false, (*Server).domain},
 }
 
 // statusOf maps kinds of errors to HTTP (docs/errors.md).

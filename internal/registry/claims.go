@@ -203,6 +203,15 @@ func (p *plan) putHolding(key string, h holding) error {
 // it stays its owner's if there is none. That a record does not count any more
 // becomes a condition: a renewal in the same instant must not slip through.
 func (p *plan) live(key string, h *holding) (uses []use, until time.Time) {
+	uses, until = p.unjudged(key, h)
+	if p.m.proving {
+		uses = slices.DeleteFunc(uses, func(u use) bool { return !p.standing(key, u) })
+	}
+	return uses, until
+}
+
+// unjudged is live without a look at proofs.
+func (p *plan) unjudged(key string, h *holding) (uses []use, until time.Time) {
 	if h == nil {
 		return nil, time.Time{}
 	}
@@ -262,7 +271,7 @@ func (p *plan) zone(host string) bool {
 		return true
 	}
 	key := "host/" + host
-	uses, _ := p.live(key, p.m.holdings[key])
+	uses, _ := p.unjudged(key, p.m.holdings[key])
 	return slices.ContainsFunc(uses, func(u use) bool { return u.Zone })
 }
 
@@ -287,6 +296,9 @@ func (p *plan) take(r *webgw.Record, c claim) error {
 	uses, _ := p.live(c.key, h)
 	old := p.m.records[self]
 	had, has := h.use(self)
+	if err := p.proved(r, c); err != nil {
+		return err
+	}
 	mine := has && old != nil && old.Record.Live(p.now)
 	if mine && had.as(c) {
 		return nil // as before

@@ -27,7 +27,7 @@ func newMetrics(r prometheus.Registerer, s *Server) *metrics {
 		resyncs: prometheus.NewCounter(prometheus.CounterOpts{Name: "webgw_registry_watch_overflows_total",
 			Help: "Times that a slow watcher was brought up to date from state instead of change by change."}),
 		limited: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "webgw_registry_limited_total",
-			Help: "Requests refused by a limit of one identity, by limit: writes (their rate), watches, quota."}, []string{"limit"}),
+			Help: "Requests refused by a limit of one identity, by limit: writes (their rate), lookups, watches, quota."}, []string{"limit"}),
 	}
 	if r != nil {
 		r.MustRegister(m.limited, m.requests, m.refusals, m.writes, m.conflicts, m.damaged, m.resyncs,

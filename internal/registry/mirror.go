@@ -27,6 +27,7 @@ import (
 //	webgw/i/port/GATEWAY/PORTS        of TCP; PORTS/udp of UDP
 //	webgw/g/DOMAIN                    guard, written with every new host name in DOMAIN
 //	webgw/g/port/GATEWAY/BLOCK        guard, written with every port newly taken in a block of 256; GATEWAY/udp/BLOCK of UDP
+//	webgw/p/DOMAIN/ID                 proof that a domain is an identity's
 //	webgw/s/ID                        last status of a live gateway or node, under a lease
 const (
 	prefix       = "webgw/"
@@ -34,6 +35,7 @@ const (
 	prefixRecord = prefix + "r/"
 	prefixIndex  = prefix + "i/"
 	prefixGuard  = prefix + "g/"
+	prefixProof  = prefix + "p/"
 	prefixStatus = prefix + "s/"
 )
 
@@ -89,7 +91,10 @@ func recordKey(k webgw.Key) string { return prefixRecord + k.String() }
 // mirror is the store in memory, in the shape in which it is asked for. One
 // goroutine writes it (Server.follow); whoever reads holds mu for reading.
 type mirror struct {
-	grid string // the grid's zone; never changes
+	grid       string // the grid's zone; this and what follows never changes
+	proving    bool   // names outside of zones need proofs
+	proofGrace time.Duration
+	operator   webgw.ID // needs no proofs
 
 	mu       sync.RWMutex
 	rev      int64
@@ -104,6 +109,7 @@ type mirror struct {
 	holdings map[string]*holding               // by index key without prefix
 	kids     map[string]map[string]bool        // host names by the name one label above
 	ports    map[space]map[string]webgw.PortRange
+	proofs   map[string]*proof  // by DOMAIN/ID
 	guards   map[string]int64   // revision by domain, or block of ports
 	newest   map[webgw.ID]int64 // revision of the latest exposure that names it
 	status   map[webgw.ID]*reported
@@ -123,6 +129,7 @@ func newMirror() *mirror {
 		holdings: map[string]*holding{},
 		kids:     map[string]map[string]bool{},
 		ports:    map[space]map[string]webgw.PortRange{},
+		proofs:   map[string]*proof{},
 		guards:   map[string]int64{},
 		newest:   map[webgw.ID]int64{},
 		status:   map[webgw.ID]*reported{},
@@ -141,6 +148,7 @@ type change struct {
 	entry   *entry
 	holding *holding
 	status  *reported
+	proof   *proof
 	epoch   string
 }
 
@@ -157,6 +165,9 @@ func decode(ev store.Event) (change, error) {
 	case strings.HasPrefix(ev.Key, prefixIndex):
 		c.holding = &holding{mod: ev.Mod}
 		err = json.Unmarshal(ev.Value, c.holding)
+	case strings.HasPrefix(ev.Key, prefixProof):
+		c.proof = &proof{mod: ev.Mod}
+		err = json.Unmarshal(ev.Value, c.proof)
 	case strings.HasPrefix(ev.Key, prefixStatus):
 		c.status = &reported{mod: ev.Mod, lease: ev.Lease}
 		err = json.Unmarshal(ev.Value, &c.status.Status)
@@ -241,6 +252,13 @@ func (m *mirror) applyLocked(c change) {
 			delete(m.guards, domain)
 		} else {
 			m.guards[domain] = c.mod
+		}
+	case strings.HasPrefix(c.key, prefixProof):
+		key := strings.TrimPrefix(c.key, prefixProof)
+		if c.deleted {
+			delete(m.proofs, key)
+		} else {
+			m.proofs[key] = c.proof
 		}
 	case strings.HasPrefix(c.key, prefixStatus):
 		id, err := webgw.ParseID(strings.TrimPrefix(c.key, prefixStatus))
@@ -458,6 +476,9 @@ func (m *mirror) keysLocked() []string {
 	}
 	for d := range m.guards {
 		keys = append(keys, prefixGuard+d)
+	}
+	for k := range m.proofs {
+		keys = append(keys, prefixProof+k)
 	}
 	for id := range m.status {
 		keys = append(keys, prefixStatus+id.String())

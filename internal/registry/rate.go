@@ -42,8 +42,17 @@ type rates struct {
 // mayWrite takes one write out of id's allowance, or says that there is none
 // left. It is asked before anything is spent on what id has sent.
 func (s *Server) mayWrite(id webgw.ID) error {
-	w, now := s.writeRate(), time.Now()
-	r := &s.rates
+	w := s.writeRate()
+	if s.rates.take(id, w) {
+		return nil
+	}
+	s.metrics.limited.WithLabelValues("writes").Inc()
+	return &webgw.Error{Kind: webgw.Exhausted, Public: fmt.Sprintf("this registry takes %g writes a second from one identity, %d at once", w.PerSecond, w.Burst), Hint: "try again more slowly"}
+}
+
+// take takes one out of id's allowance and reports whether there was one.
+func (r *rates) take(id webgw.ID, w WriteRate) bool {
+	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	// Identities cost nothing to make, so a whole allowance is not remembered.
@@ -61,9 +70,5 @@ func (s *Server) mayWrite(id webgw.ID) error {
 		l = rate.NewLimiter(rate.Limit(w.PerSecond), w.Burst)
 		r.of[id] = l
 	}
-	if l.AllowN(now, 1) {
-		return nil
-	}
-	s.metrics.limited.WithLabelValues("writes").Inc()
-	return &webgw.Error{Kind: webgw.Exhausted, Public: fmt.Sprintf("this registry takes %g writes a second from one identity, %d at once", w.PerSecond, w.Burst), Hint: "try again more slowly"}
+	return l.AllowN(now, 1)
 }

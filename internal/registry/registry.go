@@ -51,6 +51,14 @@ type Server struct {
 	// nobody's, nor are its wildcard and its reserved labels.
 	Zone string
 
+	// Domains is how names outside of the grid's and of gateways' zones are
+	// proved. nil: they are not, and the first comes first.
+	Domains *Domains
+
+	// Operator is the identity whose names need no proof: of the gateway that
+	// embeds this registry. Zero: nobody's.
+	Operator webgw.ID
+
 	Log     *slog.Logger          // nil: discard
 	Metrics prometheus.Registerer // nil: kept, but not registered
 
@@ -62,6 +70,8 @@ type Server struct {
 	tokens  chan struct{} // bounds the writes under way
 	watches watchCount
 	rates   rates
+	asked   rates         // look-ups
+	lookups chan struct{} // bounds those under way
 }
 
 // Quota is what one owner may hold. A record of one name counts as one name in
@@ -86,7 +96,12 @@ var DefaultQuota = Quota{Records: 1000, Names: 1000, Ports: 2000}
 func (s *Server) init() {
 	s.once.Do(func() {
 		s.mirror = newMirror()
-		s.mirror.grid = s.Zone
+		s.mirror.grid, s.mirror.operator = s.Zone, s.Operator
+		if s.Domains != nil {
+			s.mirror.proving, s.mirror.proofGrace = true, s.Domains.grace()
+		}
+		s.lookups = make(chan struct{}, maxLookups)
+		s.asked.of = map[webgw.ID]*rate.Limiter{}
 		s.reports = &reports{local: map[webgw.ID]*report{}, first: make(chan struct{}, 1)}
 		s.lanes = newLanes()
 		s.tokens = make(chan struct{}, maxWrites)
@@ -139,6 +154,9 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go("mirror", s.follow)
 	g.Go("leases", s.keepLease)
 	g.Go("janitor", s.janitor)
+	if s.Domains != nil {
+		g.Go("proofs", s.recheck)
+	}
 	if err := g.Wait(); err != nil {
 		return err
 	}

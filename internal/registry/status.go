@@ -340,6 +340,7 @@ func (s *Server) exposureLocked(x *entry, now time.Time) webgw.ExposureStatus {
 		out.Gateways = append(out.Gateways, w)
 	}
 	out.Up, out.Why = exposureWords(out.Gateways)
+	out.Warnings = s.warningsLocked(x, now)
 	return out
 }
 

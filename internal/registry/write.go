@@ -141,6 +141,9 @@ func (s *Server) write(ctx context.Context, caller webgw.ID, key webgw.Key, raw 
 
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
+	if err := s.prove(ctx, caller, r); err != nil {
+		return 0, err
+	}
 	leave, err := s.lanes.enter(ctx, lanesOf(r))
 	if err != nil {
 		return 0, busy(err)
