@@ -434,6 +434,8 @@ func TestAnswersMatchTheDocument(t *testing.T) {
 			{100, "PUT", "/v1/status", "", "{}", 400},
 			{100, "PUT", "/v1/status", "", strings.Repeat(" ", webgw.MaxStatus+1), 400},
 			{1, "GET", "/v1/status", "", "", 200},
+			{1, "GET", "/v1/domain?name=www.one.org", "/v1/domain", "", 200},
+			{1, "GET", "/v1/domain?name=One.org.", "/v1/domain", "", 400},
 			{1, "GET", "/v1/ports?gateway=" + key(100).ID().String(), "/v1/ports", "", 200},
 			{1, "GET", "/v1/ports", "", "", 400},
 			{1, "GET", "/v1/ports?gateway=" + key(101).ID().String(), "/v1/ports", "", 404},
