@@ -405,3 +405,55 @@ func TestDatagramsBesideStreams(t *testing.T) {
 		}
 	})
 }
+
+// A body that waits for its turn holds up neither an answer that comes early nor
+// the end of a visitor who leaves.
+func TestPacedBodiesEnd(t *testing.T) {
+	quicBubble(t, Limits{}, nil, func(t *testing.T, w *world, m *memnet.World) {
+		left := make(chan error, 1)
+		memSite(t, w.Net.(*memnet.Host), func(rw http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/early" {
+				http.NewResponseController(rw).EnableFullDuplex() // else net/http reads much of the body before it answers
+				rw.WriteHeader(413)
+				return
+			}
+			_, err := io.Copy(io.Discard, r.Body)
+			left <- err
+		})
+		w.use(under(web1("a", "gateway:8080"), bounded(webgw.Throughput{}, webgw.Throughput{In: 1_000})))
+		for version, c := range map[string]*http.Client{"h1": w.client(false), "h2": w.client(true), "h3": {Transport: w.transport3(w.socket(hostAt(m, "203.0.113.1")))}} {
+			start := time.Now()
+			res, err := c.Post("https://a.example/early", "", io.LimitReader(endless{}, 10_000_000))
+			if err != nil {
+				t.Error(version, err) // a stream or connection that is reset after its answer
+			} else {
+				if res.Body.Close(); res.StatusCode != 413 {
+					t.Error(version, res.StatusCode)
+				}
+			}
+			if took := time.Since(start); took > 2*time.Second {
+				t.Error(version, "early answer after", took)
+			}
+			start = time.Now()
+			ctx, leave := context.WithTimeout(t.Context(), 5*time.Second)
+			r, err := http.NewRequestWithContext(ctx, "POST", "https://a.example/", io.LimitReader(endless{}, 10_000_000))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Do(r); err == nil {
+				t.Error(version, "answered")
+			}
+			leave()
+			if err := <-left; err == nil || version != "h1" && time.Since(start) > 8*time.Second { // h1: the end is behind what was sent
+				t.Error(version, "gone:", err, time.Since(start))
+			}
+		}
+		r := w.table.Load().TLS("a.example")
+		for r.use.active.Load() > 0 {
+			time.Sleep(time.Second)
+		}
+		if v := r.guard.bandwidth.in; v.waiting != 0 {
+			t.Error(v.waiting, "are said to wait")
+		}
+	})
+}
