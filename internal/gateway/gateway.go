@@ -242,14 +242,20 @@ func (g *Gateway) access(a ingress.Access) {
 	if a.Method == "" || r == nil {
 		return
 	}
-	e := a.Access
-	e.Gateway = g.Key.ID()
-	told := map[webgw.ID]bool{}
-	for _, t := range r.Exposure.AllTargets() {
-		if !t.Node.IsZero() && !told[t.Node] {
-			told[t.Node] = true
-			g.tunnel.Notify(t.Node, e)
+	var told []webgw.ID // mostly nobody watches, and it stays empty
+	tell := func(targets []webgw.Target) {
+		for _, t := range targets {
+			if !t.Node.IsZero() && g.tunnel.Listens(t.Node) && !slices.Contains(told, t.Node) {
+				told = append(told, t.Node)
+				e := a.Access
+				e.Gateway = g.Key.ID()
+				g.tunnel.Notify(t.Node, e)
+			}
 		}
+	}
+	tell(r.Exposure.Targets)
+	for i := range r.Exposure.Rules {
+		tell(r.Exposure.Rules[i].Targets)
 	}
 }
 

@@ -171,6 +171,10 @@ func (x *exchange) awaitAnswer(c *workloadConn, expect chan<- struct{}) (*http.R
 			}
 			return nil, err
 		}
+		if res := c.plainAnswer(x.in.Method); res != nil {
+			c.limit(-1)
+			return res, nil
+		}
 		res, err := http.ReadResponse(c.r, x.in)
 		if err != nil {
 			return nil, err
@@ -526,7 +530,8 @@ type workloadConn struct {
 	used   bool          // for an exchange before
 	silent bool          // nothing has come in this exchange
 	since  time.Time     // kept since
-	left   int64         // bytes that may come before limit is called again; < 0: any
+	plain  plainAnswer
+	left   int64 // bytes that may come before limit is called again; < 0: any
 
 	over chan struct{} // closed at the exchange's end, if somebody waits for that
 	stop func() bool   // of the watch on the visitor, unless that is on

@@ -582,6 +582,14 @@ func (s *Server) later(f func()) bool {
 	return !s.closed
 }
 
+// Listens reports whether a node asked for events.
+func (s *Server) Listens(node webgw.ID) bool {
+	s.mu.Lock()
+	sess := s.sessions[node]
+	s.mu.Unlock()
+	return sess != nil && sess.hello.Events
+}
+
 // Notify passes an event to a node that asked for events. It never waits: what
 // the node is too slow for is dropped.
 func (s *Server) Notify(node webgw.ID, event any) {
