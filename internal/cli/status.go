@@ -167,6 +167,15 @@ func (v *describeVerb) Run(ctx context.Context, a *app) error {
 				line("reads", "%s", shown)
 			}
 		}
+		all, err := fields(r)
+		if err != nil {
+			return err
+		}
+		for _, f := range sortedKeys(all) {
+			if rest, ok := strings.CutPrefix(f, "policy."); ok {
+				line("policy", "%s: %s", rest, brief(all[f]))
+			}
+		}
 		if out.Status != nil {
 			line("state", "%s: %s", strings.TrimSpace(mark(out.Status.Up)), out.Status.Why)
 			for _, w := range out.Status.Warnings {
@@ -187,4 +196,18 @@ func (v *describeVerb) Run(ctx context.Context, a *app) error {
 		line(f, "%s", all[f])
 	}
 	return nil
+}
+
+// brief is a value in at most so many characters, on one line: certificates and
+// sealed secrets say nothing to people.
+func brief(s string) string {
+	const most = 60
+	first, more, _ := strings.Cut(s, "\n")
+	if len(first) > most {
+		return strings.ToValidUTF8(first[:most], "") + "…"
+	}
+	if more != "" {
+		return first + "…"
+	}
+	return first
 }
