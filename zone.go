@@ -74,6 +74,9 @@ func (r DNSRecord) FQDN(zone string) string {
 func NormalizeDNS(zone string, r DNSRecord) (DNSRecord, error) {
 	var err error
 	r.Type = DNSType(strings.ToUpper(string(r.Type)))
+	if r.TTL == DefaultTTL {
+		r.TTL = 0
+	}
 	if r.Value, err = CanonicalDNS(r.Type, r.Value); err != nil {
 		return r, err
 	}

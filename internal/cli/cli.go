@@ -44,6 +44,7 @@ type grammar struct {
 	Seal       sealVerb       `cmd:"" help:"Seal a secret, read from standard input, for a file that gateways read."`
 	Status     statusVerb     `cmd:"" help:"Tell what is up, what is not, and why."`
 	Domain     domainVerb     `cmd:"" help:"Prove, hold and hand over host names."`
+	DNS        dnsVerb        `cmd:"" name:"dns" help:"Add, list, import and remove DNS records of your zones."`
 	Whoami     whoamiVerb     `cmd:"" help:"Show your identity and your registry."`
 	Gateway    gatewayVerb    `cmd:"" help:"Run a gateway; without a registry it embeds one."`
 	Node       nodeVerb       `cmd:"" help:"Run a node."`
