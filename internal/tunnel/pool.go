@@ -30,8 +30,9 @@ type pool struct {
 	idle    []idleConn
 	waiting []chan *dataConn
 	target  int
-	lowest  int // fewest idle since the last tick
-	pending int // asked for, not here yet
+	lowest  int  // fewest idle since the last tick
+	grown   bool // since the last demand
+	pending int  // asked for, not here yet
 	asked   time.Time
 	closed  bool
 }
@@ -99,7 +100,8 @@ func (p *pool) take(ctx context.Context) (*dataConn, error) {
 // growLocked doubles the target, once per demand: what is under way already
 // answers for the streams of the same moment.
 func (p *pool) growLocked() {
-	if p.pending == 0 {
+	if p.pending == 0 && !p.grown {
+		p.grown = true
 		p.target = min(p.target*2, poolMax)
 	}
 }
@@ -170,6 +172,7 @@ func (p *pool) wantedLocked() int {
 func (p *pool) ask() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.grown = false
 	n := p.wantedLocked()
 	if n > 0 {
 		p.pending += n
