@@ -2,11 +2,13 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -167,8 +169,9 @@ func (e Env) startStatus(ctx context.Context, g *run.Group, c Common, info *Info
 // time: from then on exposures can name it. Ready waits for that, but not for
 // long, because a role serves without a registry as well.
 type declared struct {
-	once sync.Once
-	done chan struct{}
+	once   sync.Once
+	done   chan struct{}
+	waited atomic.Bool
 }
 
 const declaredWait = 5 * time.Second
@@ -183,6 +186,14 @@ func (d *declared) note(err error) error {
 	return err
 }
 
+// check says whether wait is over.
+func (d *declared) check() error {
+	if !d.waited.Load() {
+		return errors.New("the registry does not know it yet")
+	}
+	return nil
+}
+
 // wait waits for the declaration, declaredWait, or ctx.
 func (d *declared) wait(ctx context.Context) {
 	t := time.NewTimer(declaredWait)
@@ -192,4 +203,5 @@ func (d *declared) wait(ctx context.Context) {
 	case <-t.C:
 	case <-ctx.Done():
 	}
+	d.waited.Store(true)
 }

@@ -99,7 +99,7 @@ func runGateway(ctx context.Context, c GatewayConfig, env Env) error {
 	if caFile == "" {
 		gw.Covered = covers(certificates)
 	}
-	if err := env.startStatus(ctx, g, c.Common, &info, []check{{"state", followed(gw.View)}}); err != nil {
+	if err := env.startStatus(ctx, g, c.Common, &info, []check{{"state", followed(gw.View)}, {"record", known.check}}); err != nil {
 		return stop(err)
 	}
 	bound := make(chan []net.Addr, 1)

@@ -69,7 +69,7 @@ func runNode(ctx context.Context, c NodeConfig, env Env) error {
 	g := run.New(ctx, env.Log)
 	g.Drain = env.Drain + 10*time.Second
 	// The status page is the last to go: it tells of the drain.
-	if err := env.startStatus(ctx, g, c.Common, &info, []check{{"state", followed(n.View)}}); err != nil {
+	if err := env.startStatus(ctx, g, c.Common, &info, []check{{"state", followed(n.View)}, {"record", known.check}}); err != nil {
 		return errors.Join(err, g.Stop())
 	}
 	g.Go("node", n.Run)
