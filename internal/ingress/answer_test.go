@@ -89,3 +89,14 @@ func FuzzPlainAnswer(f *testing.F) {
 		}
 	})
 }
+
+// What an interim answer says of a length says nothing of the final one.
+func TestInterimAnswersHaveNoLength(t *testing.T) {
+	at := rude(t, "HTTP/1.1 103 Early Hints\r\nContent-Length: 3\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+	w := start(t, nil, web1("a", at))
+	for _, h2 := range []bool{false, true} {
+		if status, body, _ := get(t, w.client(h2), "https://a.example/"); status != 200 || body != "hello" {
+			t.Errorf("h2 %v: %d %q", h2, status, body)
+		}
+	}
+}

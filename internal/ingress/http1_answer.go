@@ -106,7 +106,7 @@ func (a *answer1) begin(status int) {
 	for name, values := range a.header {
 		switch name {
 		case "Content-Length":
-			if len(values) > 0 && status != http.StatusNoContent {
+			if len(values) > 0 && status >= 200 && status != http.StatusNoContent {
 				if n, err := strconv.ParseUint(values[0], 10, 63); err == nil {
 					a.length = int64(n)
 				}

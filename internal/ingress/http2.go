@@ -33,6 +33,9 @@ const (
 	// many nothing is read that would have to be answered.
 	maxPending = 256 << 10
 
+	// Workers that wait for another stream; their stacks have grown.
+	maxWorkers = 100
+
 	// Empty frames in a row that are borne.
 	maxEmpty = 100
 
@@ -559,7 +562,7 @@ func (h *conn2) work(s *stream2) {
 		h.mu.Lock()
 		h.running--
 		h.room.Signal()
-		if h.ended {
+		if h.ended || len(h.workers) >= maxWorkers {
 			h.mu.Unlock()
 			return
 		}
