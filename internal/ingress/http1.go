@@ -105,7 +105,8 @@ func (h *http1) serve() (more bool) {
 	if h.hijacked || !whole || h.finish() != nil {
 		return false
 	}
-	if h.body != nil && !h.body.end() || h.refusal.Load() != nil || refusal != nil {
+	unread := h.body != nil && !h.body.end()
+	if unread || h.refusal.Load() != nil || refusal != nil || h.closing && (!h.head.close || h.at < h.to) { // the visitor may not know that nothing follows
 		h.linger()
 		return false
 	}
