@@ -253,7 +253,9 @@ type exchange struct {
 	packed  *compression // nil: the answer's body goes as it is
 	inward  *throttle    // limits on bandwidth; nil: none
 	outward *throttle
-	unpace  func() // ends the wait of who reads the request's body; nil: nobody waits
+	unpace  func()      // ends the wait of who reads the request's body; nil: nobody waits
+	stall   *stallBody  // over HTTP/2 and HTTP/3
+	begun   atomic.Bool // the answer has
 
 	target   *target    // that answered
 	empty    bool       // the answer over HTTP/2 has no body
@@ -272,6 +274,7 @@ func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
 func (x *exchange) WriteHeader(status int) {
 	if x.status == 0 && status >= 200 {
 		x.status = status
+		x.begun.Store(true)
 		x.finish()
 		x.compress()
 		x.announce()
@@ -381,6 +384,7 @@ func (w *web) serve(x *exchange) {
 		}
 	}()
 	x.body = r.Body != nil && r.Body != http.NoBody
+	x.limitStall()
 	if p := x.admit(); p != nil {
 		x.answer(p)
 		return

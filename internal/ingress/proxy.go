@@ -142,6 +142,10 @@ func (x *exchange) failed(err error) {
 		x.answer(&bodyTooLarge)
 		return
 	}
+	if x.stalled() {
+		x.answer(&requestTimeout)
+		return
+	}
 	if h := x.conn.http1; h != nil {
 		if p := h.Refusal(); p != nil {
 			x.answer(p)
